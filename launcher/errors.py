@@ -1,0 +1,68 @@
+"""Owns the launcher's planned failures: one class an exit code; must not import anything of ours.
+
+    LauncherError
+    |-- Usage          2   flags or arguments
+    |-- NotFound      66   no such run, file or checkpoint
+    |-- Unreachable   69   cluster or store cannot be reached
+    |-- RunFailed     70   `--wait` or `logs -f` saw the run fail
+    |-- NameTaken     73   a run of that name exists
+    |-- Forbidden     77   the cluster or the file system refuses
+    `-- Misconfigured 78   launcher.toml, environment, spec or manifest
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class LauncherError(Exception):
+    """A planned failure: `text` is one line `subject: what is wrong`, `hint` the fix."""
+
+    code: ClassVar[int] = 1
+
+    def __init__(self, text: str, hint: str = "") -> None:
+        super().__init__(text)
+        self.text = text
+        self.hint = hint
+
+
+class Usage(LauncherError):
+    """A flag or an argument is wrong."""
+
+    code = 2
+
+
+class NotFound(LauncherError):
+    """No such run, file or checkpoint."""
+
+    code = 66
+
+
+class Unreachable(LauncherError):
+    """The cluster or the store cannot be reached."""
+
+    code = 69
+
+
+class RunFailed(LauncherError):
+    """The run that was waited for failed."""
+
+    code = 70
+
+
+class NameTaken(LauncherError):
+    """A run of that name exists."""
+
+    code = 73
+
+
+class Forbidden(LauncherError):
+    """The cluster or the file system refuses."""
+
+    code = 77
+
+
+class Misconfigured(LauncherError):
+    """launcher.toml, the environment, the spec or the manifest is wrong."""
+
+    code = 78
