@@ -1,0 +1,74 @@
+"""Owns the names of runs: what is legal, what to suggest, how a fresh one is made. Pure.
+
+A run's name is the Job's name, a folder of the store and the first part of each pod's host name.
+Must not ask a cluster or a store whether a name is free.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timezone
+
+from jobs.layout import CACHE
+from launcher.errors import Usage
+
+LONGEST = 63
+"""Characters of a DNS label (RFC 1123, section 2.1); a pod's host name is one."""
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+_RESERVED = (CACHE,)  # lies beside the runs in the store (jobs.layout)
+_SIGNS = "0123456789abcdefghjkmnpqrstvwxyz"  # 32 signs, so a byte maps evenly; no i, l, o, u
+
+
+def longest(nodes: int) -> int:
+    """Return how many characters a run on `nodes` nodes may have.
+
+    The pods of an Indexed Job are called `<name>-<index>`, and the API server refuses a Job whose
+    last pod would have no legal host name.
+    """
+    return LONGEST - len(f"-{nodes - 1}")
+
+
+def check(name: str, nodes: int = 1) -> None:
+    """Check that Job, pods and store can carry `name`.
+
+    Raises:
+        Usage: they cannot; the hint suggests a name that is legal.
+    """
+    room = longest(nodes)
+    if not name:
+        wrong = "a run needs a name"
+    elif not _LABEL.fullmatch(name):
+        wrong = "only a-z, 0-9 and inner dashes are allowed"
+    elif len(name) > room:
+        wrong = f"{len(name)} characters; {room} are allowed, pods append -{nodes - 1} to it"
+    elif name in _RESERVED:
+        wrong = "the store keeps a folder of that name beside the runs"
+    else:
+        return
+    raise Usage(f"--name {_quoted(name)}: {wrong}", f"--name {suggest(name, nodes)}")
+
+
+def suggest(name: str, nodes: int = 1) -> str:
+    """Return a legal name that resembles `name`; a legal one is returned as it is."""
+    legal = re.sub(r"[^a-z0-9-]+", "-", name.lower())[: longest(nodes)].strip("-")
+    if not legal:
+        return "run"
+    return f"{legal}-run" if legal in _RESERVED else legal
+
+
+def fresh(kind: str, method: str, *, now: datetime, entropy: bytes) -> str:
+    """Return a new name such as train-lora-20261123-101500-x7k2; names sort by time.
+
+    Args:
+        kind: `train` or `infer`.
+        method: what distinguishes runs of one kind; may be empty.
+        now: an aware time; told in UTC.
+        entropy: a random byte for each sign of the last part, four as a rule.
+    """
+    time = now.astimezone(timezone.utc).strftime("%Y%m%d-%H%M%S")
+    token = "".join(_SIGNS[byte % len(_SIGNS)] for byte in entropy)
+    return "-".join(part for part in (kind, method, time, token) if part)
+
+
+def _quoted(name: str) -> str:
+    return repr(name if len(name) <= LONGEST else f"{name[:LONGEST]}...")

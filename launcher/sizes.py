@@ -1,0 +1,127 @@
+"""Owns the arithmetic of how big a run gets: state, downloads, memory, disk, time to save. Pure.
+
+Must not know of Kubernetes. Counts of parameters are those of the published model files (SDXL base
+1.0); the allowances are stated as such, since a data set and a compiler are not known beforehand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # brings pydantic
+    from jobs.specs import InferSpec, Spec, TrainSpec
+
+GIB = 2**30
+MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """Parameters of a pipeline's parts."""
+
+    unet: int
+    frozen: int
+    """Text encoders and VAE."""
+    unet_sides: int
+    """Inputs plus outputs of every module that LoRA adapts in the UNet."""
+    text_sides: int
+    """The same for both text encoders."""
+
+
+SDXL = Model(
+    unet=2_567_463_684,
+    # CLIP ViT-L 123,060,480; OpenCLIP ViT-bigG 694,659,840; VAE 83,653,863.
+    frozen=901_374_183,
+    # A transformer block of width d adapts q, k, v and out of self-attention (8 d) and of
+    # cross-attention, whose k and v read 2048 (6 d + 2 * 2048). SDXL has 10 blocks of d = 640 and
+    # 60 of d = 1280: 10 * (14 * 640 + 4096) + 60 * (14 * 1280 + 4096).
+    unet_sides=1_451_520,
+    # 12 layers of 8 * 768 and 32 layers of 8 * 1280.
+    text_sides=401_408,
+)
+TINY = Model(unet=6_000_000, frozen=2_000_000, unet_sides=20_000, text_sides=2_048)
+"""Upper bounds for the small SDXL that ships."""
+
+STATE_BYTES = 12
+"""Of a trained parameter: the fp32 master and AdamW's two fp32 moments."""
+WEIGHT_BYTES = {"fp16": 2, "bf16": 4, "fp32": 4}
+"""Of a parameter on the hub: SDXL is published as fp16 and fp32, so bf16 is cast from fp32."""
+
+
+def model_of(spec: Spec) -> Model:
+    """Return the sizes of the spec's model; any that is not `tiny` is taken for an SDXL."""
+    return TINY if spec.model == "tiny" else SDXL
+
+
+def trained(spec: TrainSpec) -> int:
+    """Return the number of parameters that are trained.
+
+    LoRA puts `rank * (inputs + outputs)` of them beside each module it adapts.
+    """
+    model = model_of(spec)
+    if spec.method == "vanilla":
+        return model.unet
+    text = model.text_sides if spec.method == "lora-te" else 0
+    return spec.lora_rank * (model.unet_sides + text)
+
+
+def state_bytes(spec: Spec) -> int:
+    """Return the size of one checkpoint: 30.8 GB for a whole UNet, 70 MB for LoRA of rank 4."""
+    return STATE_BYTES * trained(spec) if spec.kind == "train" else 0
+
+
+def model_bytes(spec: Spec) -> int:
+    """Return the size of the pipeline's files: 6.9 GB in fp16, 13.9 GB in fp32."""
+    model = model_of(spec)
+    return WEIGHT_BYTES[spec.precision] * (model.unet + model.frozen)
+
+
+def picture_bytes(spec: InferSpec) -> int:
+    """Return an upper bound for all pictures: three bytes a pixel, what PNG is smaller than.
+
+    Prompts in the store are not counted here: 10,000 of them are assumed.
+    """
+    prompts = len(spec.prompts) if isinstance(spec.prompts, tuple) else 10_000
+    return 3 * spec.width * spec.height * prompts * spec.images
+
+
+def shm_gib(npus: int) -> int:
+    """Return the size of /dev/shm: 4 GiB a worker for HCCL and the loaders of pictures."""
+    return 4 * npus
+
+
+def memory_gib(spec: Spec, npus: int) -> int:
+    """Return the host memory a pod cannot do without.
+
+    Each worker holds Python, MindSpore, CANN and its compiler (8 GiB allowed) and reads the whole
+    pipeline before the NPU has it; the first one also holds a copy of the state while it is saved.
+    """
+    workers = npus * (8 * GIB + model_bytes(spec))
+    return -(-(workers + state_bytes(spec)) // GIB) + shm_gib(npus)
+
+
+def disk_gib(spec: Spec, npus: int) -> int:
+    """Return the ephemeral storage a pod needs.
+
+    The downloaded pipeline; two checkpoints, one being uploaded while the next is written; the
+    trained weights exported once more; the pictures; 10 GiB for data set and latents (the
+    reference's is below 1 GiB); and for each worker 2 GiB of compiled graphs and 1 GiB of logs.
+    """
+    need = model_bytes(spec) + 2 * state_bytes(spec) + 10 * GIB + 3 * GIB * npus
+    if spec.kind == "train":
+        need += 4 * trained(spec)
+    else:
+        need += picture_bytes(spec)
+    return -(-need // GIB)
+
+
+def grace_seconds(spec: Spec, upload_mib_per_second: int) -> int:
+    """Return how long a pod that is told to stop may take, a minute at least.
+
+    End the step (1 to 2 s) and the processes around it: 30 s. Write the state and read it again for
+    its digests, at 200 MiB/s together, what one disk without a cache and SHA-256 without hardware
+    give. Upload it.
+    """
+    state = state_bytes(spec) / MIB
+    return max(60, 30 + round(state / 200 + state / upload_mib_per_second))
