@@ -17,7 +17,7 @@ from typing import Any
 from launcher.errors import Misconfigured
 
 FILE = Path(__file__).with_name("job_schema.json")
-"""Model -> wire name -> type: `[]` is a list of, `{}` a mapping of text to, a final `!` required."""
+"""Model -> wire name -> type: `[]` a list of, `{}` a mapping of text to, a final `!` required."""
 ROOT = "V1Job"
 _SHOWN = 4
 _WANTED: dict[str, tuple[tuple[type, ...], str]] = {

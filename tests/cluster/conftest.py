@@ -1,0 +1,211 @@
+"""A real API server for the tests marked `cluster`.
+
+Started from an envtest-style directory, KUBEBUILDER_ASSETS with etcd and kube-apiserver, on
+loopback and free ports; or, with USE_EXISTING_CLUSTER=true, the throw-away cluster of KUBECONFIG
+(envtest's own convention; it needs an administrator and is left with nothing but events).
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+import ssl
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import yaml
+
+Missing = Callable[[str, str], NoReturn]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """An API server and how to speak to it as its administrator."""
+
+    kubeconfig: Path
+
+    def api(self):
+        from kubernetes import config
+
+        return config.new_client_from_config(str(self.kubeconfig))
+
+    def kubeconfig_of(self, path: Path, token: str) -> Path:
+        """Write a kubeconfig of the same cluster for another user."""
+        document = yaml.safe_load(self.kubeconfig.read_text())
+        current = next(
+            row for row in document["contexts"] if row["name"] == document["current-context"]
+        )
+        current["context"]["user"] = "other"
+        document["users"] = [{"name": "other", "user": {"token": token}}]
+        path.write_text(yaml.safe_dump(document))
+        return path
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory, missing: Missing) -> Iterator[Cluster]:
+    if os.environ.get("USE_EXISTING_CLUSTER") == "true":
+        if not os.environ.get("KUBECONFIG"):
+            missing("cluster", "USE_EXISTING_CLUSTER is set and KUBECONFIG is not")
+        yield Cluster(Path(os.environ["KUBECONFIG"]))
+        return
+    assets = os.environ.get("KUBEBUILDER_ASSETS")
+    if not assets:
+        missing("cluster", "KUBEBUILDER_ASSETS names no directory with etcd and kube-apiserver")
+    for name in ("etcd", "kube-apiserver"):
+        if not (Path(assets) / name).exists():
+            missing("cluster", f"KUBEBUILDER_ASSETS={assets} has no {name}")
+    if not shutil.which("openssl"):
+        missing("cluster", "openssl is needed for the key of the service accounts")
+    with control_plane(Path(assets), tmp_path_factory.mktemp("cluster")) as kubeconfig:
+        yield Cluster(kubeconfig)
+
+
+@contextmanager
+def control_plane(assets: Path, folder: Path) -> Iterator[Path]:
+    etcd_port, peer_port, port = free_ports(3)
+    etcd = f"http://127.0.0.1:{etcd_port}"
+    peer = f"http://127.0.0.1:{peer_port}"
+    token = secrets.token_hex(16)
+    tokens, key = folder / "tokens.csv", folder / "sa.key"
+    tokens.write_text(f"{token},admin,admin,system:masters\n")
+    tokens.chmod(0o600)
+    subprocess.run(["openssl", "genrsa", "-out", key, "2048"], check=True, capture_output=True)
+    with ExitStack() as stack:
+        etcd_flags = flags(
+            data_dir=folder / "etcd",
+            unsafe_no_fsync="true",
+            listen_client_urls=etcd,
+            advertise_client_urls=etcd,
+            listen_peer_urls=peer,
+            initial_advertise_peer_urls=peer,
+            initial_cluster=f"default={peer}",
+            log_level="warn",
+        )
+        stack.enter_context(process(folder / "etcd.log", assets / "etcd", etcd_flags))
+        log = folder / "kube-apiserver.log"
+        server_flags = flags(
+            etcd_servers=etcd,
+            cert_dir=folder,
+            bind_address="127.0.0.1",
+            advertise_address="127.0.0.1",
+            secure_port=port,
+            endpoint_reconciler_type="none",
+            authorization_mode="RBAC",
+            token_auth_file=tokens,
+            service_account_issuer="https://kubernetes.default.svc",
+            service_account_key_file=key,
+            service_account_signing_key_file=key,
+            service_cluster_ip_range="10.0.0.0/24",
+        )
+        server = stack.enter_context(process(log, assets / "kube-apiserver", server_flags))
+        url = f"https://127.0.0.1:{port}"
+        authority = folder / "apiserver.crt"  # made by the server itself, in --cert-dir
+        wait_until_ready(server, url, authority, token, log)
+        kubeconfig = folder / "kubeconfig"
+        write_kubeconfig(kubeconfig, url, authority, token)
+        yield kubeconfig
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        found = []
+        for _ in range(count):
+            listener = stack.enter_context(socket.socket())
+            listener.bind(("127.0.0.1", 0))
+            found.append(listener.getsockname()[1])
+        return found
+
+
+def flags(**values: object) -> list[str]:
+    return [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+
+
+@contextmanager
+def process(log: Path, program: Path, arguments: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as output:
+        child = subprocess.Popen(
+            [program, *arguments], stdout=output, stderr=output, stdin=subprocess.DEVNULL
+        )
+    try:
+        yield child
+    finally:
+        child.terminate()
+        try:
+            child.wait(10)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def wait_until_ready(
+    child: subprocess.Popen, url: str, authority: Path, token: str, log: Path
+) -> None:
+    request = urllib.request.Request(f"{url}/readyz", headers={"Authorization": f"Bearer {token}"})
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and child.poll() is None:
+        try:
+            context = ssl.create_default_context(cafile=authority)
+            urllib.request.urlopen(request, timeout=5, context=context).close()
+        except (OSError, urllib.error.URLError):
+            time.sleep(0.1)
+        else:
+            return
+    tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+    pytest.fail(f"kube-apiserver did not come up:\n{tail}", pytrace=False)
+
+
+def write_kubeconfig(path: Path, url: str, authority: Path, token: str) -> None:
+    document = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "test",
+        "clusters": [
+            {"name": "test", "cluster": {"server": url, "certificate-authority": str(authority)}}
+        ],
+        "users": [{"name": "admin", "user": {"token": token}}],
+        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "admin"}}],
+    }
+    path.write_text(yaml.safe_dump(document))
+    path.chmod(0o600)
+
+
+@pytest.fixture
+def new_namespace(cluster: Cluster) -> Iterator[Callable[..., str]]:
+    """Return a function that makes a namespace, labelled as asked; all are deleted at the end."""
+    from kubernetes import client
+
+    core = client.CoreV1Api(cluster.api())
+    made: list[str] = []
+
+    def make(**labels: str) -> str:
+        name = f"test-{secrets.token_hex(4)}"
+        core.create_namespace({"metadata": {"name": name, "labels": labels}})
+        made.append(name)
+        # The controller manager would make it; there may be none.
+        try:
+            core.create_namespaced_service_account(name, {"metadata": {"name": "default"}})
+        except client.ApiException as error:
+            if error.status != 409:
+                raise
+        return name
+
+    yield make
+    for name in made:
+        core.delete_namespace(name)
+
+
+@pytest.fixture
+def namespace(cluster: Cluster, new_namespace: Callable[..., str], monkeypatch) -> str:
+    """Return a fresh namespace; the process's KUBECONFIG is the cluster's."""
+    monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
+    return new_namespace()

@@ -1,0 +1,25 @@
+"""What every test may need: how a missing external part is told."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import NoReturn
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def missing() -> Callable[[str, str], NoReturn]:
+    """Return `missing(mark, reason)`: the test is skipped, or fails if REQUIRE names the mark.
+
+    REQUIRE is a comma-separated list of marks, set where the parts are known to be there (CI): a
+    skip would hide that they are not.
+    """
+
+    def told(mark: str, reason: str) -> NoReturn:
+        if mark in os.environ.get("REQUIRE", "").split(","):
+            pytest.fail(f"{mark}: {reason}", pytrace=False)
+        pytest.skip(reason)
+
+    return told

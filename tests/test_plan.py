@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import Any
+
+import pytest
+
+from jobs.specs import InferSpec, PromptRow, TrainSpec, parse_json, to_json
+from launcher import sizes
+from launcher.errors import LauncherError, Misconfigured, Usage
+from launcher.plan import SPEC_DIGEST, JobPlan, plan
+from launcher.settings import Target
+
+CLUSTER = Target(image="registry.example/jobs:1", store="s3://bucket/runs")
+LOCAL = Target(backend="local", store="./runs")
+INFER = InferSpec(prompts=(PromptRow(line=1, prompt="a red circle"),))
+
+
+def made(spec: Any = None, target: Target = CLUSTER, **values: Any) -> JobPlan:
+    return plan(spec or TrainSpec(), target, **({"name": "cat-1", "npus": 8} | values))
+
+
+def refused(spec: Any = None, target: Target = CLUSTER, **values: Any) -> LauncherError:
+    with pytest.raises(LauncherError) as caught:
+        made(spec, target, **values)
+    assert "\n" not in caught.value.text + caught.value.hint
+    assert caught.value.hint
+    return caught.value
+
+
+def test_the_environment_is_the_contract_with_the_supervisor() -> None:
+    spec = TrainSpec(validation_prompts=("$(HOME)",))
+    environment = dict(made(spec).environment)
+    assert parse_json(environment.pop("JOB_SPEC")) == spec
+    assert environment == {
+        "JOB_RUN": "cat-1",
+        "JOB_STORE": "s3://bucket/runs",
+        "JOB_WORKERS": "8",
+        "JOB_NODES": "1",
+        "JOB_DEVICE": "Ascend",
+        "JOB_STALL_SECONDS": "2700",
+        "JOB_STORE_DEADLINE_SECONDS": "1800",
+        "JOB_GRACE_SECONDS": "60",
+    }
+
+
+def test_a_hub_mirror_is_handed_on() -> None:
+    target = dataclasses.replace(CLUSTER, hub_endpoint="https://hub.example")
+    assert made(target=target).environment["HF_ENDPOINT"] == "https://hub.example"
+
+
+def test_a_plan_says_what_it_was_given() -> None:
+    target = dataclasses.replace(
+        CLUSTER,
+        namespace="art",
+        resource="example.com/npu",
+        store_secret="keys",
+        hub_secret="keys",
+        image_pull_secret="pull",
+        scheduler="volcano",
+        service_account="runner",
+        priority_class="low",
+        retries=7,
+        ttl_hours=2,
+    )
+    found = made(target=target, npus=4)
+    assert (found.namespace, found.resource, found.npus) == ("art", "example.com/npu", 4)
+    assert found.environment_secrets == ("keys",)
+    assert found.image_pull_secrets == ("pull",)
+    assert (found.scheduler, found.service_account) == ("volcano", "runner")
+    assert (found.priority_class, found.retries, found.ttl_seconds) == ("low", 7, 7200)
+    assert (found.cpu, found.memory_gib, found.shm_gib) == (64, 256, 16)
+
+
+def test_the_digest_is_that_of_the_spec() -> None:
+    digest = hashlib.sha256(to_json(TrainSpec()).encode()).hexdigest()
+    assert made().annotations == {SPEC_DIGEST: digest}
+    assert made(TrainSpec(seed=1)).annotations != made().annotations
+    assert made(name="cat-2", npus=1).annotations == made().annotations
+
+
+@pytest.mark.parametrize(("kind", "spec"), [("train", TrainSpec()), ("infer", INFER)])
+def test_the_labels_find_a_run(kind: str, spec: Any) -> None:
+    assert made(spec).labels == {
+        "app.kubernetes.io/managed-by": "launcher",
+        "app.kubernetes.io/name": "ascend-diffusion-jobs",
+        "app.kubernetes.io/component": kind,
+    }
+
+
+def test_the_server_label_is_always_asked_for_under_mindcluster() -> None:
+    assert made().node_selector == {"accelerator-type": "module-910b-8"}
+    assert made(target=dataclasses.replace(CLUSTER, plugin="cce")).node_selector == {}
+
+
+@pytest.mark.parametrize("key", ["image", "store"])
+def test_image_and_store_must_be_known(key: str) -> None:
+    error = refused(target=dataclasses.replace(CLUSTER, **{key: ""}))
+    assert error.code == 78
+    assert error.text.startswith(f"{key}: ")
+    for way in ("launcher.toml", f"LAUNCHER_{key.upper()}", f"--{key}"):
+        assert way in error.hint
+
+
+@pytest.mark.parametrize("store", ["./runs", "/data/runs", "runs", "gs://bucket", "s3:/bucket"])
+def test_a_store_that_no_pod_can_reach_is_refused(store: str) -> None:
+    error = refused(target=dataclasses.replace(CLUSTER, store=store))
+    assert error.text == f"store {store!r}: a pod has no such place"
+
+
+def test_one_node_for_now() -> None:
+    error = refused(nodes=2)
+    assert (error.text, error.hint) == ("--nodes 2: this version runs on one node", "--nodes 1")
+    assert isinstance(error, Usage)
+
+
+def test_counts_and_names_are_checked() -> None:
+    assert refused(npus=3, target=dataclasses.replace(CLUSTER, server="module")).code == 2
+    assert refused(npus=16).hint == "--nodes 2 --npus 8"
+    assert refused(name="Cat").hint == "--name cat"
+    assert refused(target=dataclasses.replace(CLUSTER, server="x")).code == 78
+    assert refused(target=dataclasses.replace(CLUSTER, plugin="x")).code == 78
+
+
+def test_too_little_memory_is_refused_with_what_is_needed() -> None:
+    target = dataclasses.replace(CLUSTER, memory_per_npu_gib=32)
+    made(TrainSpec(), target, npus=1)
+    error = refused(TrainSpec(method="vanilla"), target, npus=1)
+    assert isinstance(error, Misconfigured)
+    key, _, least = error.hint.partition(" = ")
+    made(TrainSpec(method="vanilla"), dataclasses.replace(target, **{key: int(least)}), npus=1)
+
+
+def test_a_spec_past_the_limit_of_an_environment_string_is_refused() -> None:
+    rows = tuple(PromptRow(line=line, prompt="x" * 1000) for line in range(1, 120))
+    error = refused(InferSpec(prompts=rows))
+    assert error.text.startswith("spec: ")
+    assert error.code == 78
+    made(InferSpec(prompts=rows[:90]))
+
+
+def test_locally_nothing_of_a_cluster_is_needed() -> None:
+    found = made(target=LOCAL, npus=2, cores=6)
+    assert found.environment["JOB_DEVICE"] == "CPU"
+    assert found.environment["JOB_THREADS"] == "3"
+    assert found.environment["JOB_STORE"] == "./runs"
+    assert made(target=LOCAL, npus=3, cores=2).environment["JOB_THREADS"] == "1"
+    pinned = dataclasses.replace(LOCAL, threads=5)
+    assert made(target=pinned, npus=2, cores=2).environment["JOB_THREADS"] == "5"
+    assert "JOB_THREADS" not in made().environment
+
+
+def test_what_a_laptop_cannot_do_is_refused() -> None:
+    assert refused(TrainSpec(precision="bf16"), LOCAL, npus=1).text.startswith("--precision bf16: ")
+    assert refused(target=LOCAL, nodes=2).hint == "--nodes 1"
+    assert refused(target=LOCAL, npus=0).hint == "--npus 1"
+    assert refused(target=LOCAL, npus=64, cores=16).hint == "--npus 16"
+    made(TrainSpec(precision="bf16"))
+
+
+def test_a_whole_state_is_31_gb_and_lora_small() -> None:
+    whole = sizes.state_bytes(TrainSpec(method="vanilla"))
+    assert whole == pytest.approx(30.8e9, rel=0.001)
+    # diffusers' own LoRA file for SDXL, rank 4, fp32, is 23.4 MB with its header.
+    assert 4 * sizes.trained(TrainSpec()) == pytest.approx(23.2e6, rel=0.01)
+    assert sizes.state_bytes(TrainSpec(lora_rank=8)) == 2 * sizes.state_bytes(TrainSpec())
+    assert sizes.state_bytes(TrainSpec(method="lora-te")) > sizes.state_bytes(TrainSpec())
+    assert sizes.state_bytes(INFER) == 0
+    assert sizes.model_bytes(TrainSpec()) == pytest.approx(6.94e9, rel=0.001)
+
+
+def test_the_disk_holds_two_states_the_model_and_the_pictures() -> None:
+    spec = TrainSpec(method="vanilla")
+    need = 2 * sizes.state_bytes(spec) + sizes.model_bytes(spec) + 4 * sizes.trained(spec)
+    assert made(spec).disk_gib * sizes.GIB > need
+    many = InferSpec(prompts=INFER.prompts, images=1000)
+    assert made(many).disk_gib - made(INFER).disk_gib == pytest.approx(999 * 3 / 1024, abs=1)
+    assert made(TrainSpec(model="tiny"), npus=1).disk_gib < 15
+
+
+def test_the_grace_period_covers_the_upload() -> None:
+    spec = TrainSpec(method="vanilla")
+    slow = dataclasses.replace(CLUSTER, upload_mib_per_second=20)
+    assert made(spec).grace_seconds > sizes.state_bytes(spec) / sizes.MIB / 100
+    assert made(spec, slow).grace_seconds > sizes.state_bytes(spec) / sizes.MIB / 20
+    assert made().grace_seconds == made(INFER).grace_seconds == 60
+    assert made(spec).environment["JOB_GRACE_SECONDS"] == str(made(spec).grace_seconds)
+
+
+def test_planning_is_pure() -> None:
+    assert made() == made()
+    assert dataclasses.asdict(made())["name"] == "cat-1"
