@@ -1,15 +1,15 @@
-"""Owns the exit codes of a job and the exceptions that carry them; must not import anything of ours.
+"""Owns the exit codes of a job and the exceptions that carry them. Imports nothing of ours.
 
-    JobError                 code  Kubernetes
-    |-- BadSpec               78   FailJob: the same spec fails again
-    |-- BadData               65   FailJob: the same data fails again
-    |-- Diverged              70   FailJob: the loss is not finite
-    |-- PicturesFailed        74   FailJob: the others are in the store
-    |-- Stopped               75   Ignore: stopped on request after committing a newer step
-    |-- Unavailable           69   counted retry: store or hub away, or stopped with nothing new
-    `-- Stalled               79   counted retry: a worker was silent past the limit
-    any other exception        1   counted retry: a bug
-    killed by the kernel     137   counted retry: out of memory
+JobError                 code  Kubernetes
+|-- BadSpec               78   FailJob: the same spec fails again
+|-- BadData               65   FailJob: the same data fails again
+|-- Diverged              70   FailJob: the loss is not finite
+|-- PicturesFailed        74   FailJob: the others are in the store
+|-- Stopped               75   Ignore: stopped on request after committing a newer step
+|-- Unavailable           69   counted retry: store or hub away, or stopped with nothing new
+`-- Stalled               79   counted retry: a worker was silent past the limit
+any other exception        1   counted retry: a bug
+killed by the kernel     137   counted retry: out of memory
 """
 
 from __future__ import annotations
@@ -87,6 +87,12 @@ class Unavailable(JobError):
     """Store or hub away past the deadline, disk full, or stopped with nothing new."""
 
     code = 69
+
+
+class Killed(JobError):
+    """A worker was killed by the kernel, as a rule for memory."""
+
+    code = 137
 
 
 class Stalled(JobError):

@@ -1,14 +1,14 @@
 """Owns the keys of the store: where each record of a run lies. Pure; must not do I/O.
 
-    <store>/<run>/claim.json                 whose run it is (see commits)
-                  spec.json                  what was asked, with its hash
-                  checkpoints/step-00000500/ files, MANIFEST.json, COMMITTED (last)
-                  images/00001-00.png        line 1, image 0
-                  manifest.jsonl             one row a committed picture
-                  metrics.jsonl              one row a logged step
-                  logs/attempt-1/            supervisor.log, worker_0.log, ...
-                  result.json                columns of the reference, written at the end
-    <store>/cache/{graphs,prompts}/<content key>/   shared between runs
+<store>/<run>/claim.json                 whose run it is (see commits)
+              spec.json                  what was asked, with its hash
+              checkpoints/step-00000500/ files, MANIFEST.json, COMMITTED (last)
+              images/00001-00.png        line 1, image 0
+              manifest.jsonl             one row a committed picture
+              metrics.jsonl              one row a logged step
+              logs/attempt-1/            supervisor.log, worker_0.log, ...
+              result.json                columns of the reference, written at the end
+<store>/cache/{graphs,prompts}/<content key>/   shared between runs
 """
 
 from __future__ import annotations

@@ -113,8 +113,8 @@ class InferSpec(Frozen):
     """Factor on the LoRA's update; 0 paints with the base model."""
     prompts: tuple[PromptRow, ...] | PromptFile
     """The rows themselves, or where they wait in the store."""
-    negative: str = ""
-    """What the pictures should not show; empty text counts as given, as in SDXL's own pipeline."""
+    negative: str | None = None
+    """What the pictures should not show; none means zero embeddings, as SDXL's pipeline does."""
     images: int = Field(1, ge=1, le=1000)
     """Pictures per prompt."""
     steps: int = Field(30, ge=1, le=1000)

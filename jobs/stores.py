@@ -1,4 +1,4 @@
-"""Owns object storage behind one protocol; `file` is here. Must not know what a run or commit is."""
+"""Owns object storage behind one protocol; must not know what a run or a commit is."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class FileStore:
     def swap(self, key: str, old: bytes | None, new: bytes) -> None:
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A lock file, since a directory has no conditional rename; it stays, its removal would race.
+        # A lock file, since a directory has no conditional rename; removing it would race.
         with (path.parent / f".part-{path.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             now = path.read_bytes() if path.exists() else None

@@ -1,0 +1,142 @@
+"""Owns one attempt at a run: its claim, what it restores from the store, how far the run is.
+
+Must not start processes or import MindSpore.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from jobs import commits, layout, specs
+from jobs.environment import Environment
+from jobs.errors import Unavailable
+from jobs.outbox import Outbox
+from jobs.stores import Store, open_store
+
+log = logging.getLogger("jobs.attempt")
+T = TypeVar("T")
+
+
+@dataclass
+class StopRequest:
+    """Set by the signal handler, read by everyone else."""
+
+    since: float | None = None
+    """Moment of the request in monotonic seconds."""
+
+
+@dataclass
+class Attempt:
+    """One attempt at a run: what it found in the store and what it has seen so far."""
+
+    env: Environment
+    spec: specs.Spec
+    store: Store
+    claim: commits.Claim
+    stop: StopRequest
+    restored: int = 0
+    """Step resumed from, or number of pictures found; 0 for a fresh start."""
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def outbox(self) -> Outbox:
+        """The hand-over folder."""
+        return Outbox(self.env.work)
+
+    @property
+    def logs(self) -> Path:
+        """Where this attempt's logs are written."""
+        return self.env.work / layout.LOGS / f"attempt-{self.claim.epoch}"
+
+    def progress(self) -> int:
+        """Return the newest committed step, or the number of committed pictures."""
+        if self.spec.kind == "train":
+            return max(commits.committed_steps(self.store, self.env.run), default=0)
+        try:
+            return len(self.store.read(layout.key(self.env.run, layout.PICTURES)).splitlines())
+        except FileNotFoundError:
+            return 0
+
+
+def patiently(env: Environment, what: str, action: Callable[[], T]) -> T:
+    """Return what `action` returns; while the store is away try again, up to the deadline.
+
+    Raises:
+        Unavailable: the store was away for longer.
+    """
+    started = time.monotonic()
+    while True:
+        try:
+            return action()
+        except OSError as error:
+            if time.monotonic() - started >= env.store_deadline_seconds:
+                raise Unavailable(f"store {env.store}: {what}: {error}") from error
+            log.warning("store=away what=%s error=%r", what, str(error))
+            time.sleep(2)
+
+
+def prepare(env: Environment, spec: specs.Spec, stop: StopRequest) -> Attempt:
+    """Claim the run, clear the work directory and restore the newest committed state.
+
+    Raises:
+        BadSpec: the run belongs to another submission.
+        Unavailable: the store was away past the deadline.
+    """
+    store = open_store(env.store)
+    claim = patiently(
+        env,
+        "claim",
+        lambda: commits.take_claim(
+            store, env.run, cluster=env.cluster, namespace=env.namespace, uid=env.uid
+        ),
+    )
+    # An earlier attempt in the same directory may have left half-written files.
+    for name in ("outbox", "drafts", "restored", "alive", "reasons", "summaries", "stop", "done"):
+        path = env.work / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    env.work.mkdir(parents=True, exist_ok=True)
+    attempt = Attempt(env, spec, store, claim, stop)
+    shutil.rmtree(attempt.logs, ignore_errors=True)
+    patiently(env, "restore", lambda: _restore(attempt))
+    text = specs.to_json(spec)
+    record = {"spec": json.loads(text), "sha256": _sha256(text), "attempts": claim.epoch}
+    body = json.dumps(record, indent=1).encode()
+    patiently(env, layout.SPEC, lambda: store.write(layout.key(env.run, layout.SPEC), body))
+    return attempt
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _restore(attempt: Attempt) -> None:
+    attempt.restored = attempt.progress()
+    env = attempt.env
+    if attempt.spec.kind != "train":
+        return
+    if attempt.restored:
+        name = layout.step_name(attempt.restored)
+        prefix = layout.key(env.run, layout.CHECKPOINTS, name)
+        commits.download(attempt.store, prefix, env.work / "restored" / name)
+    try:
+        rows = attempt.store.read(layout.key(env.run, layout.METRICS)).decode().splitlines()
+    except FileNotFoundError:
+        return
+    # Rows past the restored step belong to work that was lost and is done again.
+    for row in (json.loads(line) for line in rows):
+        if row["step"] <= attempt.restored:
+            attempt.outbox.append(layout.METRICS, row)
+
+
+def finished(attempt: Attempt) -> bool:
+    """Say whether an earlier attempt has already written the result (its last act)."""
+    key = layout.key(attempt.env.run, layout.RESULT)
+    return any(entry.key == key for entry in attempt.store.list(key))

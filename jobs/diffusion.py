@@ -1,0 +1,71 @@
+"""The maths of training: arrays in, arrays out. Must not draw random numbers or do I/O.
+
+B samples, C latent channels, h x w latent pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.errors import BadSpec
+
+Floats = NDArray[np.float32]
+
+
+def alpha_bars(scheduler: Mapping[str, Any]) -> Floats:
+    """Return the cumulative signal levels [T] of a scheduler's configuration, fp32.
+
+    Raises:
+        BadSpec: a noise schedule other than SDXL's kind.
+
+    Source: Ho et al. 2020, arXiv 2006.11239, equation 4; `scaled_linear` is linear in sqrt(beta)
+    (Rombach et al. 2022, arXiv 2112.10752, released code).
+    """
+    start, end = float(scheduler["beta_start"]), float(scheduler["beta_end"])
+    count, kind = int(scheduler["num_train_timesteps"]), scheduler["beta_schedule"]
+    if kind == "scaled_linear":
+        betas = np.linspace(start**0.5, end**0.5, count, dtype=np.float64) ** 2
+    elif kind == "linear":
+        betas = np.linspace(start, end, count, dtype=np.float64)
+    else:
+        raise BadSpec(f"scheduler: beta_schedule {kind!r} is neither scaled_linear nor linear")
+    return np.cumprod(1.0 - betas).astype(np.float32)
+
+
+def latents(moments: Floats, noise: Floats, scaling_factor: float) -> Floats:
+    """Return latents drawn from the VAE's posterior, scaled for the UNet.
+
+    Args:
+        moments: mean and log variance, [2C, h, w].
+        noise: standard normal, [C, h, w].
+
+    Source: Kingma & Welling 2014, arXiv 1312.6114, section 2.4; log variance is clipped to
+    [-30, 20] as in the VAE's own distribution.
+    """
+    mean, log_variance = np.split(moments, 2, axis=0)
+    deviation = np.exp(0.5 * np.clip(log_variance, -30.0, 20.0))
+    return ((mean + deviation * noise) * np.float32(scaling_factor)).astype(np.float32)
+
+
+def noisy(clean: Floats, noise: Floats, alpha_bar: float) -> Floats:
+    """Return clean latents [C, h, w] at signal level `alpha_bar` (arXiv 2006.11239, eq. 4)."""
+    return (np.sqrt(alpha_bar) * clean + np.sqrt(1.0 - alpha_bar) * noise).astype(np.float32)
+
+
+def target(clean: Floats, noise: Floats, alpha_bar: float, prediction: str) -> Floats:
+    """Return what the UNet should predict, [C, h, w].
+
+    Raises:
+        BadSpec: neither `epsilon` nor `v_prediction`.
+
+    Source of v: Salimans & Ho 2022, arXiv 2202.00512, section 4 and appendix D.
+    """
+    if prediction == "epsilon":
+        return noise
+    if prediction == "v_prediction":
+        return (np.sqrt(alpha_bar) * noise - np.sqrt(1.0 - alpha_bar) * clean).astype(np.float32)
+    raise BadSpec(f"scheduler: prediction_type {prediction!r} is neither epsilon nor v_prediction")

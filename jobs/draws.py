@@ -1,0 +1,49 @@
+"""Owns everything a run draws from its seed; every draw is a function of what it is for.
+
+Counter-based generators (Philox; Salmon et al. 2011, "Parallel random numbers: as easy as
+1, 2, 3", section 5.3) are keyed by (seed, purpose,
+position), never by rank, worker or time: stop and resume
+anywhere, on any number of workers, and each number is the same. Must not import MindSpore.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+ORDER, NOISE, TIMESTEP, POSTERIOR, PICTURE = range(5)
+
+
+def generator(seed: int, purpose: int, *position: int) -> np.random.Generator:
+    """Return the generator of one purpose at one position (at most three numbers)."""
+    counter = np.zeros(4, np.uint64)
+    # The lowest word counts the generator's own blocks; positions fill the other three.
+    for index, value in enumerate(position):
+        counter[index + 1] = value
+    return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=counter))
+
+
+def sample_index(seed: int, position: int, count: int) -> int:
+    """Return which of `count` samples stands at `position` of the run, epochs one after another."""
+    epoch, place = divmod(position, count)
+    return int(generator(seed, ORDER, epoch).permutation(count)[place])
+
+
+def training_noise(seed: int, position: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Return standard normal noise, fp32."""
+    return generator(seed, NOISE, position).standard_normal(shape, np.float32)
+
+
+def posterior_noise(seed: int, position: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Return the noise that draws a latent from the VAE's posterior, fp32."""
+    return generator(seed, POSTERIOR, position).standard_normal(shape, np.float32)
+
+
+def timestep(seed: int, position: int, count: int) -> int:
+    """Return a time step, uniform in 0..count-1."""
+    return int(generator(seed, TIMESTEP, position).integers(count))
+
+
+def picture_noise(seed: int, line: int, image: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Return a picture's first noise, fp32: a function of seed, line and image number alone."""
+    return generator(seed, PICTURE, line, image).standard_normal(shape, np.float32)

@@ -1,0 +1,91 @@
+"""Owns the compile cache: one committed set in the store for each program, rank and constants.
+
+MindSpore keys its cache by the order of compilation within a process, finds weights by name, and
+does not notice a changed constant (measured). So a key hashes everything that is baked into any
+of a program's graphs, a program compiles all of them in a fixed order at its start, and a set is
+complete or absent. Must not be trusted with anything that may change between runs: that is a
+Parameter or an argument.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs import commits, layout
+from jobs.environment import Environment, Worker
+from jobs.errors import BadData
+from jobs.stores import Store, open_store
+
+log = logging.getLogger("jobs.graphs")
+
+SOURCES = ("step.py", "sampling.py", "lora.py", "model.py", "train.py", "infer.py")
+"""Modules whose text decides a graph or the order of graphs."""
+
+
+def key(program: str, env: Environment, worker: Worker, constants: dict[str, object]) -> str:
+    """Return the content key of a program's graphs on one rank."""
+    here = Path(__file__).parent
+    parts = {
+        "program": program,
+        "sources": {name: commits.sha256_of(here / name) for name in SOURCES},
+        "versions": {name: importlib.metadata.version(name) for name in ("mindspore", "mindone")},
+        "machine": platform.machine(),
+        "device": env.device,
+        "threads": env.threads,
+        "world": worker.world,
+        "rank": worker.rank,
+        "constants": constants,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class Graphs:
+    """The compile cache of this process: a private folder, filled from the store if it can be."""
+
+    store: Store
+    prefix: str
+    folder: Path
+    warm: bool
+
+    def publish(self) -> None:
+        """Make the graphs of a cold start available to later runs; a failure is only told."""
+        if self.warm:
+            return
+        try:
+            commits.commit(self.store, self.prefix, self.folder)
+        except OSError as error:
+            log.warning("graphs=not-kept error=%r", str(error))
+
+
+def open_cache(
+    program: str, env: Environment, worker: Worker, constants: dict[str, object]
+) -> Graphs:
+    """Point MindSpore at this program's cache; call it before the first graph is compiled."""
+    store = open_store(env.store)
+    prefix = f"{layout.CACHE}/graphs/{key(program, env, worker, constants)}"
+    folder = env.work / "graphs" / str(worker.rank)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    warm = False
+    try:
+        commits.download(store, prefix, folder)
+        warm = True
+    except FileNotFoundError:
+        pass
+    except (BadData, OSError, ValueError) as error:
+        log.warning("graphs=ignored error=%r", str(error))
+        shutil.rmtree(folder)
+        folder.mkdir()
+    os.environ["MS_COMPILER_CACHE_ENABLE"] = "1"
+    os.environ["MS_COMPILER_CACHE_PATH"] = str(folder)
+    log.info("graphs=%s key=%s", "warm" if warm else "cold", prefix.rpartition("/")[2])
+    return Graphs(store, prefix, folder, warm)

@@ -1,0 +1,132 @@
+"""Owns low-rank adaptation: inject into a UNet, read and write diffusers' file, merge in place.
+
+Must not train or sample. A module `W` of [out, in] gets `W + alpha / rank * B @ A` with A of
+[rank, in] and B of [out, rank] (Hu et al. 2021, arXiv 2106.09685, section 4.1).
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+from numpy.typing import NDArray
+
+from jobs.errors import BadSpec
+
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+"""Attention projections, the modules that diffusers' SDXL LoRA script trains in the UNet."""
+TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+"""The same for the text encoders."""
+
+
+class LoraDense(nn.Cell):  # type: ignore[misc]
+    """A frozen Dense plus a trainable low-rank update; fp32 masters, computed in x's type."""
+
+    def __init__(self, base: nn.Cell, name: str, rank: int, alpha: float, seed: int) -> None:
+        super().__init__()
+        self.base = base
+        self.scale = alpha / rank
+        outputs, inputs = base.weight.shape
+        # Named by the module, not by the order of creation, so that each process starts equal.
+        rng = np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(name.encode())]))
+        down = rng.standard_normal((rank, inputs)) / rank
+        self.down = Parameter(Tensor(down.astype(np.float32)), name=f"{name}.lora_A.weight")
+        self.up = Parameter(
+            Tensor(np.zeros((outputs, rank), np.float32)), name=f"{name}.lora_B.weight"
+        )
+
+    def construct(self, x: Tensor) -> Tensor:
+        """Return [..., out] for [..., in]."""
+        down = ops.matmul(x, self.down.astype(x.dtype).T)  # [..., in] -> [..., rank]
+        return self.base(x) + ops.matmul(down, self.up.astype(x.dtype).T) * self.scale
+
+
+def inject(
+    cell: nn.Cell, prefix: str, targets: Iterable[str], *, rank: int, alpha: float, seed: int
+) -> list[Parameter]:
+    """Replace the target Dense modules of `cell` by `LoraDense`; return the new parameters.
+
+    Everything else in `cell` is frozen. The order is that of the module names.
+    """
+    for parameter in cell.get_parameters():
+        parameter.requires_grad = False
+    wanted = tuple(targets)
+    found = {
+        name: child
+        for name, child in cell.cells_and_names()
+        if isinstance(child, nn.Dense) and name.endswith(tuple(f".{target}" for target in wanted))
+    }
+    trained: list[Parameter] = []
+    for name in sorted(found):
+        parent_name, _, leaf = name.rpartition(".")
+        parent = cell
+        for part in parent_name.split("."):
+            parent = parent[int(part)] if part.isdigit() else getattr(parent, part)
+        adapted = LoraDense(found[name], f"{prefix}.{name}", rank, alpha, seed)
+        if leaf.isdigit():
+            parent[int(leaf)] = adapted
+        else:
+            setattr(parent, leaf, adapted)
+        # Assignment renamed them after the leaf alone. Names must be unique: a graph from the
+        # compile cache finds its parameters by name (seen: NaN from the second run on).
+        adapted.down.name = f"{prefix}.{name}.lora_A.weight"
+        adapted.up.name = f"{prefix}.{name}.lora_B.weight"
+        trained += [adapted.down, adapted.up]
+    return trained
+
+
+def diffusers_weights(
+    trained: Mapping[str, NDArray[np.float32]], scale: float
+) -> dict[str, NDArray[np.float32]]:
+    """Return LoRA arrays under the names diffusers reads, `scale` folded into the up matrices.
+
+    The file has no place for alpha: readers take alpha = rank, so `up` carries alpha / rank.
+    """
+    return {
+        name: np.ascontiguousarray(array * np.float32(scale) if ".lora_B." in name else array)
+        for name, array in trained.items()
+    }
+
+
+def merge(
+    cells: Mapping[str, nn.Cell], weights: Mapping[str, NDArray[np.float32]], factor: float
+) -> int:
+    """Add `factor` times each LoRA update to its weight, in place; return how many were changed.
+
+    In place, since a compiled graph sees `Parameter.set_data` and nothing else.
+
+    Args:
+        cells: the modules by the first part of the LoRA's names: unet, text_encoder, ...
+        weights: `<cell>.<module>.lora_A.weight` [rank, in] and `lora_B.weight` [out, rank].
+
+    Raises:
+        BadSpec: the LoRA has a module that the model lacks, or of another size.
+    """
+    count = 0
+    for name in sorted(weights):
+        if not name.endswith(".lora_A.weight"):
+            continue
+        module = name.removesuffix(".lora_A.weight")
+        part, _, path = module.partition(".")
+        parameters = {p.name: p for p in cells[part].get_parameters()} if part in cells else {}
+        base = parameters.get(f"{path}.weight")
+        delta = weights[f"{module}.lora_B.weight"] @ weights[name]  # [out, rank] @ [rank, in]
+        if base is None or tuple(base.shape) != delta.shape:
+            raise BadSpec(
+                f"LoRA: module {module} of {delta.shape} does not fit the model; was it trained on another?"
+            )
+        merged = base.astype(ms.float32).asnumpy() + np.float32(factor) * delta
+        base.set_data(Tensor(merged).astype(base.dtype))
+        count += 1
+    return count
+
+
+def read(path: Path) -> dict[str, NDArray[np.float32]]:
+    """Return the arrays of a LoRA file in diffusers' naming, fp32."""
+    from safetensors.numpy import load_file
+
+    return {name: array.astype(np.float32) for name, array in load_file(path).items()}

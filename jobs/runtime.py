@@ -1,0 +1,292 @@
+"""PID 1 of a job: environment in, exit code out, signals, stall watch, termination message.
+
+Restores from the store, runs the workers under msrun and the uploader beside them, and ends with
+0 only after the results are committed and verified. Must not import MindSpore.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+
+from jobs import __version__, layout, specs
+from jobs.attempt import Attempt, StopRequest, finished, prepare
+from jobs.environment import Environment, log_to_stdout
+from jobs.errors import BY_CODE, BY_EXIT, JobError, Killed, Stalled, Stopped, Unavailable
+from jobs.msrun import Follower, Msrun, die_with_parent
+from jobs.outbox import write_whole
+
+log = logging.getLogger("jobs.runtime")
+
+POLL_SECONDS = 0.2
+UPLOAD_SHARE = 0.5
+"""Part of the grace period that is kept for the upload after the workers have ended."""
+CANN_VERSION_FILES = (
+    Path("/usr/local/Ascend/ascend-toolkit/latest/version.cfg"),
+    Path("/usr/local/Ascend/cann/version.cfg"),
+)
+
+
+def versions() -> str:
+    """Return `name=version` of all that decides a result; absent parts are left out."""
+    found = [f"jobs={__version__}"]
+    for package in ("mindspore", "mindone"):
+        try:
+            found.append(f"{package}={importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    for path in CANN_VERSION_FILES:
+        if path.is_file():
+            numbers = re.findall(
+                r"\[([^\]]+)\]", path.read_text(encoding="utf-8", errors="replace")
+            )
+            found += [f"cann={numbers[-1]}"] if numbers else []
+            break
+    return " ".join(found)
+
+
+def start_uploader(attempt: Attempt) -> subprocess.Popen[bytes]:
+    """Start the uploader process with this attempt's claim."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "jobs.sync", json.dumps(asdict(attempt.claim))],
+        stdin=subprocess.DEVNULL,
+        preexec_fn=die_with_parent,
+    )
+
+
+def watch(attempt: Attempt, workers: Msrun, uploader: subprocess.Popen[bytes]) -> int:
+    """Follow the workers until they end; return msrun's exit code, or the failed worker's.
+
+    Raises:
+        Stalled: a worker was silent past the limit; all are killed.
+        JobError: the uploader gave up; the workers are killed, for their work cannot be kept.
+    """
+    follower = Follower(attempt.logs, sys.stdout)
+    limit = attempt.env.grace_seconds * (1 - UPLOAD_SHARE)
+    try:
+        while workers.process.poll() is None:
+            time.sleep(POLL_SECONDS)
+            follower.copy()
+            failed = workers.failed()
+            if failed is not None:
+                return failed
+            if uploader.poll() is not None:
+                raise uploader_error(attempt, uploader)
+            if attempt.stop.since is not None:
+                attempt.outbox.stop.touch()
+                if time.monotonic() - attempt.stop.since > limit:
+                    log.warning("stop=late seconds=%.0f; killing the workers", limit)
+                    return -signal.SIGTERM
+            else:
+                check_stall(attempt)
+        return workers.process.returncode
+    finally:
+        workers.kill()
+        follower.copy(last=True)
+
+
+def check_stall(attempt: Attempt) -> None:
+    """Compare the age of each worker's last sign of life with the limit.
+
+    Raises:
+        Stalled: a worker was silent for longer.
+    """
+    limit = attempt.env.stall_seconds
+    now = time.time()
+    for local in range(attempt.env.workers):
+        rank = attempt.env.index * attempt.env.workers + local
+        signs = (attempt.env.work / "alive" / str(rank), attempt.logs / f"worker_{rank}.log")
+        newest = max((path.stat().st_mtime for path in signs if path.exists()), default=0.0)
+        silent = min(now - newest, time.monotonic() - attempt.started)
+        if silent > limit:
+            raise Stalled(f"worker {rank}: silent for {silent:.0f} s, the limit is {limit:.0f} s")
+
+
+def uploader_error(attempt: Attempt, uploader: subprocess.Popen[bytes]) -> JobError:
+    """Return the reason the uploader left, as the error it stands for."""
+    path = attempt.env.work / "uploader-reason"
+    if path.exists():
+        code, _, reason = path.read_text(encoding="utf-8").partition(" ")
+        return BY_EXIT[int(code)](reason)
+    return JobError(f"the uploader ended with {uploader.returncode}; see the log")
+
+
+def drain(attempt: Attempt, uploader: subprocess.Popen[bytes]) -> None:
+    """Tell the uploader that nothing new will appear, and wait until all is in the store.
+
+    Raises:
+        JobError: it gave up, or did not end inside the grace period.
+    """
+    attempt.outbox.done.touch()
+    while uploader.poll() is None:
+        if attempt.stop.since is not None:
+            left = attempt.stop.since + attempt.env.grace_seconds - 2 - time.monotonic()
+            if left <= 0:
+                uploader.kill()
+                raise Unavailable("stopped: the upload did not end inside the grace period")
+        time.sleep(POLL_SECONDS)
+    if uploader.returncode != 0:
+        raise uploader_error(attempt, uploader)
+
+
+def conclude(attempt: Attempt) -> None:
+    """Make the run's result of the workers' summaries, if all of them have got to their end."""
+    found = attempt.outbox.summaries()
+    expected = 1 if attempt.spec.kind == "train" else attempt.env.workers
+    if len(found) < expected:
+        return
+    result: dict[str, object] = {"run": attempt.env.run, **found[0]}
+    if attempt.spec.kind == "infer":
+        seconds = max(row["seconds"] for row in found)
+        painted = sum(row["painted"] for row in found)
+        result = {
+            "kind": "infer",
+            "run": attempt.env.run,
+            "pictures": attempt.restored + painted,
+            "asked": found[0]["asked"],
+            "failed": sorted(line for row in found for line in row["failed"]),
+            "compile_s": round(max(row["compile_s"] for row in found), 1),
+            "s_per_picture": round(seconds / painted, 3) if painted else None,
+            "img_s": round(painted / seconds, 3) if painted else None,
+        }
+    write_whole(attempt.outbox.root / layout.RESULT, json.dumps(result, indent=1).encode())
+
+
+def judge_reasons(attempt: Attempt) -> None:
+    """Raise the reason that a worker gave for its end, if one did; the lowest rank speaks.
+
+    Raises:
+        JobError: with the worker's own exit code and words.
+    """
+    reasons = [pair for pair in attempt.outbox.reasons() if pair[0] != Stopped.code]
+    if reasons:
+        code, reason = reasons[0]
+        raise BY_EXIT[code](reason) if code in BY_EXIT else JobError(reason)
+
+
+def judge(attempt: Attempt, ended: int) -> None:
+    """Turn the workers' end into this attempt's: return for success, raise otherwise.
+
+    Raises:
+        JobError: with the exit code and the reason that Kubernetes and people see.
+    """
+    judge_reasons(attempt)
+    if attempt.stop.since is not None and not finished(attempt):
+        now = attempt.progress()
+        unit = "step" if attempt.spec.kind == "train" else "picture"
+        if now > attempt.restored:
+            raise Stopped(f"stopped on request: {unit} {now} is committed")
+        raise Unavailable(f"stopped on request before anything new was committed ({unit} {now})")
+    if ended == -signal.SIGKILL:
+        raise Killed(
+            "a worker was killed (SIGKILL), as a rule for memory: ask for more, or lower batch or resolution"
+        )
+    if ended != 0:
+        raise JobError(f"a worker ended with {ended}: {last_words(attempt.logs)}")
+    if not finished(attempt):
+        raise JobError("the workers ended without a result")
+
+
+def last_words(logs: Path) -> str:
+    """Return the last line of the newest traceback in the workers' logs, or where to look."""
+    for path in sorted(logs.glob("worker_*.log")):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if "Traceback (most recent call last)" in text:
+            tail = text.rpartition("Traceback (most recent call last)")[2].splitlines()
+            lines = [
+                line for line in tail if re.match(r"[\w.]+(Error|Exception|Interrupt)\b", line)
+            ]
+            if lines:
+                return f"{lines[-1][:300]} ({path.name})"
+    return "see the workers' logs"
+
+
+def run(env: Environment, spec: specs.Spec, stop: StopRequest) -> None:
+    """Do one attempt from restore to verified results.
+
+    Raises:
+        JobError: the attempt failed, or was stopped.
+    """
+    attempt = prepare(env, spec, stop)
+    if finished(attempt):
+        log.info("result=present; nothing is left to do")
+        return
+    log.info(
+        "attempt=%d restored=%d workers=%d", attempt.claim.epoch, attempt.restored, env.workers
+    )
+    # Worker logs are for our own lines: MindSpore at ERROR, no warnings of Python packages.
+    quiet = {"PYTHONWARNINGS": "ignore", "TRANSFORMERS_VERBOSITY": "error"}
+    quiet["GLOG_v"] = os.environ.get("GLOG_v", "3")  # noqa: SIM112
+    uploader = start_uploader(attempt)
+    try:
+        workers = Msrun.start(env, spec.kind, attempt.logs, quiet)
+        ended = watch(attempt, workers, uploader)
+        if ended == 0:
+            conclude(attempt)
+        try:
+            drain(attempt, uploader)
+        except JobError:
+            judge_reasons(attempt)
+            raise
+        judge(attempt, ended)
+    finally:
+        if uploader.poll() is None:
+            uploader.kill()
+            uploader.wait()
+
+
+def terminate(log_file: str | None, code: int, reason: str) -> None:
+    """Leave the reason where Kubernetes and `launcher status` read it: `<code> <reason>`."""
+    if not log_file:
+        return
+    # The kubelet keeps 4,096 bytes of the message.
+    line = f"{code} {reason}".replace("\n", " ")[:4000]
+    with contextlib.suppress(OSError):
+        Path(log_file).write_text(line + "\n", encoding="utf-8")
+
+
+def main() -> int:
+    """Run as `python -m jobs.runtime`; every planned failure is one line and its exit code."""
+    log_to_stdout()
+    stop = StopRequest()
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        if stop.since is None:
+            stop.since = time.monotonic()
+            log.warning("signal=%s; checkpoint and stop", signal.Signals(number).name)
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    log_file = os.environ.get("TERMINATION_LOG")
+    try:
+        env = Environment.read()
+        spec = specs.parse_json(env.spec)
+        digest = hashlib.sha256(env.spec.encode()).hexdigest()[:16]
+        log.info("%s run=%s kind=%s spec=%s", versions(), env.run, spec.kind, digest)
+        run(env, spec, stop)
+        code, reason = 0, "results are committed and verified"
+    except JobError as error:
+        name = BY_CODE[error.code].name
+        code, reason = error.code, f"{name}: {error}"
+    except Exception as error:
+        log.exception("bug")
+        code, reason = 1, f"bug: {type(error).__name__}: {error}"
+    (log.info if code == 0 else log.error)("exit=%d %s", code, reason)
+    terminate(log_file, code, reason)
+    return code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,179 @@
+"""Owns the compiled training step: loss, gradient, all-reduce, clipping, AdamW, loss scale.
+
+Must not draw random numbers, read files or know the spec: what changes from step to step is an
+argument or a Parameter, since Python values are baked into the graph.
+
+B samples, h x w latent pixels, d width of the embeddings, p of the pooled one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+"""AdamW's constants (Loshchilov & Hutter 2019, arXiv 1711.05101, algorithm 2; Kingma & Ba 2015,
+arXiv 1412.6980, algorithm 1)."""
+FIRST_SCALE, GROWTH_STEPS = 2.0**15, 2000.0
+"""Dynamic loss scale: start, and good steps before it doubles (Micikevicius et al. 2018,
+arXiv 1710.03740, section 3.2)."""
+
+
+class NoiseLoss(nn.Cell):  # type: ignore[misc]
+    """Mean squared error of the UNet's prediction, fp32; captions come as embeddings."""
+
+    def __init__(self, unet: nn.Cell, kind: Any) -> None:
+        super().__init__()
+        self.unet = unet
+        self.kind = kind
+
+    def construct(
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        time_ids: Tensor,
+        target: Tensor,
+        embeds: Tensor,
+        pooled: Tensor,
+    ) -> Tensor:
+        """Return a scalar for noisy, target [B, 4, h, w]; time_ids [B, 6]; embeds [B, 77, d]."""
+        conditions = {"text_embeds": pooled.astype(self.kind), "time_ids": time_ids}
+        predicted = self.unet(
+            noisy.astype(self.kind),
+            timesteps,
+            embeds.astype(self.kind),
+            added_cond_kwargs=conditions,
+        )[0]
+        return ops.mean(ops.square(predicted.astype(ms.float32) - target))
+
+
+class CaptionLoss(nn.Cell):  # type: ignore[misc]
+    """The same with both text encoders in the graph; captions come as token ids."""
+
+    def __init__(self, unet: nn.Cell, encoders: tuple[nn.Cell, nn.Cell], kind: Any) -> None:
+        super().__init__()
+        self.noise_loss = NoiseLoss(unet, kind)
+        self.first, self.second = encoders
+
+    def construct(
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        time_ids: Tensor,
+        target: Tensor,
+        ids: Tensor,
+        ids_2: Tensor,
+    ) -> Tensor:
+        """Return a scalar; ids, ids_2 [B, 77]."""
+        one = self.first(ids, output_hidden_states=True)
+        two = self.second(ids_2, output_hidden_states=True)
+        embeds = ops.cat([one[-1][-2], two[-1][-2]], axis=-1)  # [B, 77, d1] + [B, 77, d2]
+        return self.noise_loss(noisy, timesteps, time_ids, target, embeds, two[0])
+
+
+class TrainStep(nn.Cell):  # type: ignore[misc]
+    """One optimiser step over all workers; weights, moments and loss scale are its Parameters."""
+
+    def __init__(
+        self,
+        loss: nn.Cell,
+        trained: Sequence[Parameter],
+        *,
+        workers: int,
+        weight_decay: float,
+        max_grad_norm: float,
+        scaled: bool,
+    ) -> None:
+        super().__init__()
+        # The top cell must own the network: a graph from the compile cache finds its weights in
+        # the top cell's parameters, and computes on garbage where they are not (seen: NaN).
+        self.loss = loss
+        self.weights = ParameterTuple(trained)
+        self.first = ParameterTuple([_zeros(p, "adam_m") for p in trained])
+        self.second = ParameterTuple([_zeros(p, "adam_v") for p in trained])
+        self.scaled = scaled
+        self.scale = Parameter(
+            Tensor(FIRST_SCALE if scaled else 1.0, ms.float32),
+            name="loss_scale",
+            requires_grad=False,
+        )
+        self.good = Parameter(Tensor(0.0, ms.float32), name="loss_scale_good", requires_grad=False)
+        self.workers = workers
+        self.all_reduce = ops.AllReduce(ops.ReduceOp.SUM) if workers > 1 else ops.Identity()
+        self.weight_decay = weight_decay
+        self.max_grad_norm = max_grad_norm
+        self.value_and_grad = ms.value_and_grad(self.scaled_loss, None, self.weights)
+
+    def scaled_loss(self, *inputs: Tensor) -> Tensor:
+        """Return the loss times the loss scale."""
+        return self.loss(*inputs) * self.scale
+
+    def state(self) -> list[Parameter]:
+        """Return every Parameter that a checkpoint must hold."""
+        return [*self.weights, *self.first, *self.second, self.scale, self.good]
+
+    def construct(
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        time_ids: Tensor,
+        target: Tensor,
+        text: Tensor,
+        text_2: Tensor,
+        lr: Tensor,
+        step: Tensor,
+        stop: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Do step number `step` (from 1); return mean loss, gradient norm before clipping, stops.
+
+        `stop` is 1 on a worker that was asked to stop; the sum over the workers comes back, so
+        that all of them stop after the same step.
+        """
+        value, gradients = self.value_and_grad(noisy, timesteps, time_ids, target, text, text_2)
+        loss = self.all_reduce(value / self.scale) / self.workers
+        stops = self.all_reduce(stop)
+        share = self.scale * self.workers
+        reduced = ()
+        total = Tensor(0.0, ms.float32)
+        for gradient in gradients:
+            mean = self.all_reduce(gradient.astype(ms.float32)) / share
+            reduced = (*reduced, mean)
+            total = total + ops.sum(ops.square(mean))
+        norm = ops.sqrt(total)
+        shrink = ops.minimum(self.max_grad_norm / (norm + 1e-6), Tensor(1.0, ms.float32))
+        finite = ops.isfinite(norm)
+        unbias1 = 1.0 - ops.pow(Tensor(BETA1, ms.float32), step)
+        unbias2 = 1.0 - ops.pow(Tensor(BETA2, ms.float32), step)
+        for i in range(len(self.weights)):
+            gradient = reduced[i] * shrink
+            m = BETA1 * self.first[i] + (1.0 - BETA1) * gradient
+            v = BETA2 * self.second[i] + (1.0 - BETA2) * ops.square(gradient)
+            update = (m / unbias1) / (ops.sqrt(v / unbias2) + EPSILON)
+            weight = self.weights[i] - lr * (update + self.weight_decay * self.weights[i])
+            if self.scaled:
+                # A step whose gradients overflowed is left out.
+                m = ops.select(finite, m, self.first[i])
+                v = ops.select(finite, v, self.second[i])
+                weight = ops.select(finite, weight, self.weights[i])
+            ops.assign(self.first[i], m)
+            ops.assign(self.second[i], v)
+            ops.assign(self.weights[i], weight)
+        if self.scaled:
+            good = ops.select(finite, self.good + 1.0, ops.zeros_like(self.good))
+            grow = good >= GROWTH_STEPS
+            grown = ops.select(grow, self.scale * 2.0, self.scale)
+            ops.assign(self.good, ops.select(grow, ops.zeros_like(good), good))
+            ops.assign(
+                self.scale,
+                ops.select(finite, grown, ops.maximum(self.scale * 0.5, Tensor(1.0, ms.float32))),
+            )
+        return loss, norm, stops
+
+
+def _zeros(parameter: Parameter, prefix: str) -> Parameter:
+    value = Tensor(np.zeros(parameter.shape, np.float32))
+    return Parameter(value, name=f"{prefix}.{parameter.name}", requires_grad=False)

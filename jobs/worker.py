@@ -1,0 +1,60 @@
+"""Owns the start and the end of a worker process: framework up, program run, reason left behind.
+
+Must not know what the program does. msrun turns every failure into exit 1, so the exit code and
+the reason go to the outbox.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from jobs import compat, specs
+from jobs.environment import Environment, Worker, log_to_stdout
+from jobs.errors import JobError, Unavailable
+from jobs.outbox import Outbox
+
+log = logging.getLogger("jobs.worker")
+Program = Callable[[Environment, Any, Worker], None]
+
+
+def main(program: str) -> int:
+    """Run `jobs.train` or `jobs.infer` in this process and return its exit code."""
+    env = Environment.read()
+    worker = compat.start(env)
+    # Rank 0 tells the story; the others speak when something is wrong.
+    log_to_stdout(logging.INFO if worker.rank == 0 else logging.WARNING)
+    try:
+        spec = specs.parse_json(env.spec)
+        load(program)(env, spec, worker)
+    except JobError as error:
+        return leave(env, worker, error)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
+            raise
+        return leave(env, worker, Unavailable(f"{error.filename or env.work}: {error.strerror}"))
+    return 0
+
+
+def load(program: str) -> Program:
+    """Return the `run` of a worker program; imported late, since it imports the framework."""
+    if program == "train":
+        from jobs.train import run
+    else:
+        from jobs.infer import run  # type: ignore[assignment]
+    return run
+
+
+def leave(env: Environment, worker: Worker, error: JobError) -> int:
+    """Leave the reason for the supervisor."""
+    log.error("%s", error)
+    Outbox(env.work).fail(worker.rank, error.code, str(error))
+    return error.code
+
+
+if __name__ == "__main__":
+    import sys
+
+    raise SystemExit(main(sys.argv[1]))
