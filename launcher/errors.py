@@ -1,17 +1,20 @@
 """Owns the launcher's planned failures: one class an exit code; must not import anything of ours.
 
-    LauncherError
-    |-- Usage          2   flags or arguments
-    |-- NotFound      66   no such run, file or checkpoint
-    |-- Unreachable   69   cluster or store cannot be reached
-    |-- RunFailed     70   `--wait` or `logs -f` saw the run fail
-    |-- NameTaken     73   a run of that name exists
-    |-- Forbidden     77   the cluster or the file system refuses
-    `-- Misconfigured 78   launcher.toml, environment, spec or manifest
+LauncherError
+|-- Usage          2   flags or arguments
+|-- NotFound      66   no such run, file or checkpoint, or not the one that was committed
+|-- Unreachable   69   cluster or store cannot be reached
+|-- RunFailed     70   `--wait` or `logs -f` saw the run fail
+|-- NameTaken     73   a run of that name exists
+|-- Forbidden     77   the cluster or the file system refuses
+`-- Misconfigured 78   launcher.toml, environment, spec (its prompt file too) or manifest
 """
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 
@@ -66,3 +69,28 @@ class Misconfigured(LauncherError):
     """launcher.toml, the environment, the spec or the manifest is wrong."""
 
     code = 78
+
+
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def writing(subject: str, hint: str) -> Iterator[None]:
+    """Translate what the file system says while `subject`, such as `store /srv/runs`, is written.
+
+    Raises:
+        Forbidden: it is read-only, or another user's.
+        Unreachable: the disk is full.
+        Misconfigured: a path is no folder, or anything else that names a path.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        what = f"{where}{error.strerror or error}"
+        if error.errno in _DENIED:
+            raise Forbidden(f"{subject}: cannot be written: {what}", hint) from error
+        if error.errno in _FULL:
+            raise Unreachable(f"{subject}: the disk is full", f"make room, or {hint}") from error
+        raise Misconfigured(f"{subject}: {what}", hint) from error

@@ -6,7 +6,20 @@ or a Kubernetes Secret).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from launcher.errors import Misconfigured, NotFound
+
+FILE = "launcher.toml"
+PREFIX = "LAUNCHER_"
+CONFIG_VARIABLE = "LAUNCHER_CONFIG"
+BACKENDS = ("kubernetes", "local")
+DEFAULT = "default"
+"""Provenance of a value that nobody set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,3 +72,163 @@ class Target:
     """Rate to the store that the grace period of a pod is computed with."""
     threads: int = 0
     """Local backend: CPU threads per worker; 0 means the machine's cores over the workers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A target and, for each of its fields, the place its value comes from."""
+
+    target: Target
+    origins: Mapping[str, str]
+    """Field -> `default`, the path of launcher.toml, `LAUNCHER_NAME` or `--flag`."""
+
+    def is_set(self, field: str) -> bool:
+        """Return whether somebody chose the value."""
+        return self.origins[field] != DEFAULT
+
+
+def load(
+    flags: Mapping[str, str | int],
+    *,
+    config: Path | None = None,
+    cwd: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Settings:
+    """Return the target: defaults < launcher.toml < LAUNCHER_* < flags.
+
+    Args:
+        flags: field -> value, of the flags that were given.
+        config: the file to read; none means LAUNCHER_CONFIG, or the nearest launcher.toml in `cwd`
+            or above.
+        cwd: where the search starts; none means the working directory.
+        environment: variables; none means the process's own.
+
+    Raises:
+        NotFound: the named file does not exist.
+        Misconfigured: an unknown key or variable, a value of the wrong type, or a credential.
+    """
+    environment = os.environ if environment is None else environment
+    if config is None and environment.get(CONFIG_VARIABLE):
+        config = Path(environment[CONFIG_VARIABLE])
+    path = config or _nearest(cwd or Path.cwd())
+    values: dict[str, str | int] = {}
+    origins = dict.fromkeys(_DEFAULTS, DEFAULT)
+
+    def force(key: str, value: object, origin: str, where: str) -> None:
+        values[key] = _checked(key, value, where)
+        origins[key] = origin
+
+    for key, value in (_read(path) if path else {}).items():
+        where = f"{path}: {key}"
+        if key not in _DEFAULTS:
+            raise Misconfigured(f"{where}: no such key", near(key, _DEFAULTS))
+        force(key, value, str(path), where)
+    for name, text in environment.items():
+        # An empty variable is an unset one, as shells and manifests use it.
+        if name.startswith(PREFIX) and name != CONFIG_VARIABLE and text:
+            key = name.removeprefix(PREFIX).lower()
+            if key not in _DEFAULTS:
+                names = [PREFIX + known.upper() for known in _DEFAULTS]
+                raise Misconfigured(f"{name}: no such variable", near(name, names))
+            force(key, _number(text) if isinstance(_DEFAULTS[key], int) else text, name, name)
+    for key, value in flags.items():
+        flag = f"--{key.replace('_', '-')}"
+        force(key, value, flag, flag)
+    return Settings(Target(**values), origins)  # type: ignore[arg-type]  # checked one by one
+
+
+def example() -> str:
+    """Return a commented launcher.toml that holds every default."""
+    import json
+
+    rows = [
+        "# launcher.toml: where runs go. Found in the working directory or above, or named by",
+        f"# --config or {CONFIG_VARIABLE}. LAUNCHER_<KEY> in the environment wins over it, a flag",
+        "# over both.",
+        "# Every value below is the default. Credentials have no place here: see store_secret.",
+    ]
+    notes = _docstrings()
+    for key, value in _DEFAULTS.items():
+        # A TOML basic string and a JSON string agree on all that a default of ours may hold.
+        rows += ["", f"# {notes[key]}", f"{key} = {json.dumps(value)}"]
+    return "\n".join(rows) + "\n"
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """Return a hint that names what `word` was probably meant to be, or all there is."""
+    import difflib
+
+    names = list(known)
+    found = difflib.get_close_matches(word, names, n=3)
+    return f"did you mean {' or '.join(found)}?" if found else f"there are {', '.join(names)}"
+
+
+_DEFAULTS: dict[str, str | int] = asdict(Target())
+_MAY_BE_ZERO = ("retries", "ttl_hours", "threads")
+
+
+def _nearest(folder: Path) -> Path | None:
+    for place in (folder, *folder.parents):
+        if (place / FILE).is_file():
+            return place / FILE
+    return None
+
+
+def _read(path: Path) -> dict[str, object]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
+    hint = "launcher config --example prints one"
+    try:
+        with path.open("rb") as handle:
+            return tomllib.load(handle)
+    except FileNotFoundError as error:
+        raise NotFound(f"{path}: no such file", hint) from error
+    except OSError as error:
+        raise Misconfigured(f"{path}: cannot be read: {error.strerror}", hint) from error
+    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError are both
+        raise Misconfigured(f"{path}: is not TOML: {error}", hint) from error
+
+
+def _number(text: str) -> int | str:
+    return int(text) if text.strip().lstrip("-").isdecimal() else text
+
+
+def _checked(key: str, value: object, where: str) -> str | int:
+    if isinstance(_DEFAULTS[key], int):
+        least = 0 if key in _MAY_BE_ZERO else 1
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise Misconfigured(f"{where}: wants a whole number from {least}, not {value!r}")
+        return value
+    if not isinstance(value, str):
+        raise Misconfigured(f"{where}: wants text in quotes, not {value!r}")
+    if _has_credentials(value):  # and is not repeated here, since messages end up in logs
+        raise Misconfigured(
+            f"{where}: holds a user name or password",
+            "credentials come from the environment, or from the Secret that store_secret names",
+        )
+    if key == "backend" and value not in BACKENDS:
+        raise Misconfigured(f"{where}: no such backend {value!r}", near(value, BACKENDS))
+    return value
+
+
+def _has_credentials(value: str) -> bool:
+    _, separator, rest = value.partition("://")
+    return bool(separator) and "@" in rest.split("/")[0]
+
+
+def _docstrings() -> dict[str, str]:
+    """Return the text under each field of Target; Python keeps it in the source only."""
+    import ast
+    import inspect
+
+    (target,) = ast.parse(inspect.getsource(Target)).body
+    assert isinstance(target, ast.ClassDef)
+    notes: dict[str, str] = {}
+    for field, note in zip(target.body, target.body[1:], strict=False):
+        match field, note:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=text)):
+                notes[name] = str(text)
+    return notes

@@ -1,0 +1,258 @@
+"""Owns the verbs: parse, hand over, print. Must not decide, read records or act on the world.
+
+`--help` and completion load this module, submit.py and options.py; each verb imports what it needs.
+"""
+# ruff: noqa: ARG001, D301  # flags are read from the context; \b is click's mark for "keep these lines"
+
+# No `from __future__ import annotations`: Typer would evaluate some 80 texts at each start.
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jobs import __version__
+from jobs.errors import JobError
+from launcher import options as o
+from launcher import output, submit
+from launcher.errors import LauncherError, Misconfigured
+
+app = typer.Typer(pretty_exceptions_enable=False, **o.PLAIN)
+app.add_typer(submit.app, name="submit")
+
+INTERRUPTED = 130
+COMPLETION_VARIABLE = "_LAUNCHER_COMPLETE"
+"""How a shell asks for completions (click)."""
+# Typer brings its own copy of click in newer versions: its classes are reached through Typer's.
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+_ClickException: type[Exception] = _UsageError.__bases__[0]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; each planned failure is told here, once."""
+    state = {"verbose": False}
+    if COMPLETION_VARIABLE in os.environ:
+        _lighten()
+    try:
+        code = app(arguments, prog_name="launcher", standalone_mode=False, obj=state)
+    except LauncherError as problem:
+        return _told(problem, state)
+    except JobError as error:
+        return _told(Misconfigured(str(error)), state)
+    except output.ReaderGone:
+        return output.PIPE_CLOSED
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except _ClickException as error:
+        return _wrong_usage(error)
+    return code if isinstance(code, int) else 0
+
+
+def _lighten() -> None:
+    """Spare a completion what only a real start needs: the shell waits for it at each key."""
+    from typer.core import TyperArgument, TyperOption
+
+    for kind in (TyperArgument, TyperOption):
+        # Typer checks values with pydantic, even those that nobody has typed.
+        kind.process_value = lambda _, ctx, value: value  # type: ignore  # noqa: ARG005, PGH003
+    sys.modules["rich"] = None  # type: ignore[assignment]  # would strip markup that we don't use
+
+
+def _told(problem: LauncherError, state: dict[str, bool]) -> int:
+    code = output.failure(problem)
+    cause = problem.__cause__
+    while state["verbose"] and cause is not None:
+        output.say(f"cause: {type(cause).__name__}: {' '.join(str(cause).split())}")
+        cause = cause.__cause__
+    return code
+
+
+def _wrong_usage(error: Any) -> int:
+    """Tell what click found: one line and where the flags are listed, no frames."""
+    where = error.ctx.command_path if getattr(error, "ctx", None) else "launcher"
+    if type(error).__name__ == "NoArgsIsHelpError":
+        output.say(error.ctx.get_help())
+    else:
+        output.error(error.format_message().rstrip("."), f"{where} --help lists the flags")
+    return int(error.exit_code)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        output.data(f"launcher {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def launcher(
+    ctx: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
+    ] = False,
+    verbose: Annotated[bool, typer.Option("-v", help="Tell what lies behind an error.")] = False,
+) -> None:
+    """Fine-tune and sample Stable Diffusion XL on Ascend NPUs, as Kubernetes Jobs.
+
+    Data goes to stdout, everything else to stderr. Exit codes: 0; 2 usage; 66 no such run or file;
+    69 unreachable; 70 the run failed; 73 name taken; 77 forbidden; 78 configuration; 130
+    interrupted.
+
+    \b
+    launcher submit train --backend local --npus 2 --wait
+    """
+    ctx.obj["verbose"] = verbose
+
+
+@app.command("list")
+def list_(
+    ctx: typer.Context,
+    json: o.Json = False,
+    backend: o.Backend = None,
+    context: o.Context = None,
+    namespace: o.Namespace = None,
+    store: o.Store = None,
+    config: o.Config = None,
+) -> None:
+    """List the runs, oldest first.
+
+    \b
+    launcher list --backend local
+    """
+    from launcher import runs
+
+    runs.show_all(o.settings(ctx.params), as_json=json)
+
+
+@app.command()
+def status(
+    ctx: typer.Context,
+    run: o.Run,
+    json: o.Json = False,
+    backend: o.Backend = None,
+    context: o.Context = None,
+    namespace: o.Namespace = None,
+    store: o.Store = None,
+    config: o.Config = None,
+) -> None:
+    """Tell how far a run is, and how it ended.
+
+    \b
+    launcher status first --json
+    """
+    from launcher import runs
+
+    runs.show(o.settings(ctx.params), run, as_json=json)
+
+
+@app.command()
+def logs(
+    ctx: typer.Context,
+    run: o.Run,
+    follow: Annotated[
+        bool, typer.Option("-f", "--follow", help="Follow; end with 70 if the run fails.")
+    ] = False,
+    tail: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Begin with the last N lines.")
+    ] = None,
+    backend: o.Backend = None,
+    context: o.Context = None,
+    namespace: o.Namespace = None,
+    store: o.Store = None,
+    config: o.Config = None,
+) -> None:
+    """Print a run's log.
+
+    \b
+    launcher logs first -f --tail 20
+    """
+    from launcher import runs
+
+    runs.print_log(o.settings(ctx.params), run, follow=follow, tail=tail)
+
+
+@app.command()
+def cancel(
+    ctx: typer.Context,
+    run: o.Run,
+    now: Annotated[
+        bool, typer.Option("--now", help="Kill it, without letting it save its work.")
+    ] = False,
+    backend: o.Backend = None,
+    context: o.Context = None,
+    namespace: o.Namespace = None,
+    store: o.Store = None,
+    config: o.Config = None,
+) -> None:
+    """Stop a run; it commits a checkpoint first, and can be resumed.
+
+    \b
+    launcher cancel first
+    """
+    from launcher import runs
+
+    runs.cancel(o.settings(ctx.params), run, now=now)
+
+
+@app.command()
+def fetch(
+    ctx: typer.Context,
+    run: o.Run,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to copy into.")],
+    include: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Only paths that match; repeatable."),
+    ] = None,
+    backend: o.Backend = None,
+    context: o.Context = None,
+    namespace: o.Namespace = None,
+    store: o.Store = None,
+    config: o.Config = None,
+) -> None:
+    """Copy the results of a run, each file verified: newest checkpoint, pictures, records.
+
+    \b
+    launcher fetch first results --include 'images/*'
+    """
+    from launcher import runs
+
+    runs.fetch(o.settings(ctx.params), run, folder, include or [])
+
+
+@app.command("config")
+def config_(
+    ctx: typer.Context,
+    example: Annotated[
+        bool, typer.Option("--example", help="Print a commented launcher.toml of the defaults.")
+    ] = False,
+    method: Annotated[
+        o.Method | None, typer.Option(help="Print the spec that this method leads to, too.")
+    ] = None,
+    json: o.Json = False,
+    backend: o.Backend = None,
+    context: o.Context = None,
+    namespace: o.Namespace = None,
+    store: o.Store = None,
+    image: o.Image = None,
+    server: o.Server = None,
+    config: o.Config = None,
+) -> None:
+    """Print each setting with where it comes from.
+
+    \b
+    launcher config --example > launcher.toml
+    launcher config --method lora
+    """
+    from launcher import configuration
+
+    if example:
+        configuration.print_example()
+    else:
+        configuration.show(o.settings(ctx.params), method, as_json=json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""Owns what a submission reads besides its spec: prompt files, the LoRA it names, local paths.
+
+Must not decide where a run goes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from jobs import layout
+from jobs.errors import BadData
+from jobs.prompts import parse, to_json_lines
+from jobs.specs import INLINE_PROMPT_BYTES, PromptFile, PromptRow
+from jobs.stores import FileStore, Store
+from launcher import records
+from launcher.backends.localrun import make_folders
+from launcher.errors import Misconfigured, NotFound, Usage, writing
+
+STDIN = "-"
+LARGEST_PROMPT_FILE = 16 * 1024 * 1024
+"""Bytes. Some 200,000 prompts; past that it is more likely that another file was meant."""
+_LORA = re.compile(
+    r"(?P<run>[a-z0-9-]+)(?:@(?P<step>\d+))?(?::(?P<weight>[-+]?\d+(?:\.\d*)?|[-+]?\.\d+))?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """The prompts of a run: in the spec, or, when they are too long for it, by way of the store."""
+
+    value: tuple[PromptRow, ...] | PromptFile
+    payload: bytes = b""
+    """What has to be in the store under `value.key`; empty when `value` holds the rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """What --lora names."""
+
+    run: str
+    step: int | None
+    weight: float | None
+
+    def flags(self) -> dict[str, object]:
+        """Return the keys of the spec it stands for."""
+        found = {"lora": self.run, "lora_step": self.step, "lora_weight": self.weight}
+        return {key: value for key, value in found.items() if value is not None}
+
+
+def read_prompts(source: str) -> Prompts:
+    """Return the prompts of a file; `-` is standard input.
+
+    Raises:
+        NotFound: there is no such file.
+        Misconfigured: it cannot be read, or is no prompt file; every bad line is named.
+    """
+    name = "standard input" if source == STDIN else source
+    hint = "a prompt file is UTF-8 text with one prompt a line"
+    try:
+        if source == STDIN:
+            data = sys.stdin.buffer.read(LARGEST_PROMPT_FILE + 1)
+        else:
+            with Path(source).expanduser().open("rb") as handle:
+                data = handle.read(LARGEST_PROMPT_FILE + 1)
+        if len(data) > LARGEST_PROMPT_FILE:
+            raise Misconfigured(f"{name}: is larger than {LARGEST_PROMPT_FILE >> 20} MiB", hint)
+        rows = parse(data, name)
+    except FileNotFoundError as error:
+        raise NotFound(
+            f"{name}: no such file", "--prompts wants a file, or - for standard input"
+        ) from error
+    except OSError as error:
+        raise Misconfigured(f"{name}: cannot be read: {error.strerror}", hint) from error
+    except BadData as error:
+        raise Misconfigured(str(error), hint) from error
+    payload = to_json_lines(rows)
+    # The kubelet's escape of `$` takes six bytes (jobs.specs.to_json).
+    if len(payload) + 5 * payload.count(b"$") <= INLINE_PROMPT_BYTES:
+        return Prompts(rows)
+    digest = hashlib.sha256(payload).hexdigest()
+    return Prompts(PromptFile(key=layout.prompts_key(digest), sha256=digest), payload)
+
+
+@contextmanager
+def in_store(root: Path, prompts: Prompts) -> Iterator[None]:
+    """Put the prompts into a file store for a submission; one that fails takes them back.
+
+    Raises:
+        Forbidden, Unreachable, Misconfigured: the store cannot be written.
+    """
+    store = FileStore(root)
+    if not isinstance(prompts.value, PromptFile) or present(store, prompts.value):
+        yield
+        return
+    with ExitStack() as undo:
+        with writing(f"store {root}", "--store names another folder"):
+            make_folders((root / prompts.value.key).parent, undo)
+            store.write(prompts.value.key, prompts.payload)
+            undo.callback(store.delete, prompts.value.key)
+        yield
+        undo.pop_all()
+
+
+def present(store: Store, file: PromptFile) -> bool:
+    """Return whether the store holds the prompts already."""
+    return any(entry.key == file.key for entry in store.list(file.key))
+
+
+def parse_lora(text: str) -> Lora:
+    """Return what `RUN[@step][:weight]` names.
+
+    Raises:
+        Usage: the text has another form.
+    """
+    found = _LORA.fullmatch(text)
+    if found is None:
+        raise Usage(f"--lora {text!r}: wants RUN[@step][:weight]", "for example --lora cat@500:0.8")
+    step, weight = found["step"], found["weight"]
+    return Lora(found["run"], int(step) if step else None, float(weight) if weight else None)
+
+
+def pin(lora: Lora, store: Store) -> Lora:
+    """Return the LoRA with its step decided, so that a restarted run uses the same one.
+
+    Raises:
+        NotFound: the store has no such run, or no such committed checkpoint of it.
+        Misconfigured: the run has no LoRA.
+    """
+    from jobs.commits import committed_steps
+
+    if next(iter(store.list(layout.key(lora.run, ""))), None) is None:
+        raise NotFound(
+            f"--lora {lora.run!r}: no such run in {store.url}", "launcher list shows the runs"
+        )
+    spec = records.document(store, layout.key(lora.run, layout.SPEC)).get("spec", {})
+    if spec.get("kind", "train") != "train" or spec.get("method") == "vanilla":
+        what = spec.get("method", spec.get("kind"))
+        raise Misconfigured(f"--lora {lora.run!r}: is a run of {what}, which has no LoRA")
+    steps = committed_steps(store, lora.run)
+    if not steps:
+        raise NotFound(
+            f"--lora {lora.run!r}: has no committed checkpoint yet", f"launcher status {lora.run}"
+        )
+    if lora.step is not None and lora.step not in steps:
+        raise NotFound(
+            f"--lora {lora.run}@{lora.step}: no such committed checkpoint",
+            f"there are {', '.join(str(step) for step in steps[-8:])}",
+        )
+    return replace(lora, step=lora.step or steps[-1])
+
+
+def place(value: str) -> str:
+    """Return a path that exists here as an absolute one, anything else (a hub id) as it is.
+
+    The supervisor runs elsewhere, and a resumed run may be submitted from another folder.
+    """
+    path = Path(value).expanduser()
+    return str(path.absolute()) if path.exists() else value

@@ -1,0 +1,92 @@
+"""Owns the flags that several verbs share, and which of them belong to the target or the spec.
+
+Imported for `--help` and completion: must not load pydantic, yaml or a client.
+"""
+
+# No `from __future__ import annotations`: Typer would evaluate some 80 texts at each start.
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from launcher.settings import Settings
+
+# Rich costs 2.5 times the start-up, and frames would break the one-line errors.
+PLAIN: dict[str, Any] = {"rich_markup_mode": None, "no_args_is_help": True}
+TARGET = ("backend", "context", "namespace", "store", "image", "server")
+"""Flags that are fields of Target."""
+SPEC = {
+    "train": ("method", "precision", "model", "data", "steps", "resolution", "seed"),
+    "infer": ("precision", "model", "images", "steps", "guidance", "seed"),
+}
+"""Flags that are keys of a spec, by kind; the rest are turned into keys by the verb."""
+
+Run = Annotated[str, typer.Argument(metavar="RUN", help="Name of the run.")]
+
+Backend = Annotated[
+    Literal["kubernetes", "local"] | None,
+    typer.Option(help="Where runs go: a cluster, or this machine's CPU."),
+]
+Context = Annotated[str | None, typer.Option(help="Context of the kubeconfig.")]
+Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Namespace of the Jobs.")]
+Store = Annotated[
+    str | None, typer.Option(metavar="URL", help="Root of the object store, or a folder.")
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="launcher.toml to read, instead of the nearest one."),
+]
+Image = Annotated[str | None, typer.Option(help="Image of the jobs, with tag or digest.")]
+Server = Annotated[
+    str | None,
+    typer.Option(metavar="TYPE", help="Server type, as the node label accelerator-type says it."),
+]
+
+Method = Literal["vanilla", "lora", "lora-te"]
+Precision = Annotated[
+    Literal["fp16", "bf16", "fp32"] | None,
+    typer.Option(help="Type of weights and activations."),
+]
+Model = Annotated[
+    str | None, typer.Option(help="Pipeline folder, hub id, or tiny for the one that ships.")
+]
+Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
+Spec = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="YAML file of spec keys; flags win over it.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any other key of the spec; repeatable."),
+]
+
+Name = Annotated[
+    str | None, typer.Option(metavar="RUN", help="Name of the run; made up when left out.")
+]
+Npus = Annotated[int, typer.Option(help="NPUs per node; workers with --backend local.")]
+Nodes = Annotated[int, typer.Option(help="Nodes.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print what would be submitted; needs no cluster.")
+]
+Form = Annotated[Literal["yaml", "json"], typer.Option("-o", help="Form of --dry-run's output.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Follow the log; end with 70 if the run fails.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def settings(params: Mapping[str, Any]) -> "Settings":
+    """Return the target that the flags of a verb lead to.
+
+    Raises:
+        NotFound, Misconfigured: as `launcher.settings.load` does.
+    """
+    from launcher.settings import load
+
+    flags = {key: params[key] for key in TARGET if params.get(key) is not None}
+    return load(flags, config=params.get("config"))
+
+
+def spec_flags(params: Mapping[str, Any], kind: str) -> dict[str, object]:
+    """Return the keys of the spec that were given as flags of the same name."""
+    return {key: params[key] for key in SPEC[kind] if params.get(key) is not None}

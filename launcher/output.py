@@ -1,0 +1,124 @@
+"""Owns how the launcher talks: data on stdout, words on stderr, one line an error.
+
+Must not decide anything and must not read records.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+
+from launcher.errors import LauncherError
+
+PIPE_CLOSED = 141
+"""What a shell reports for a program that SIGPIPE ended: the reader of our data went away."""
+
+
+class ReaderGone(Exception):
+    """Nobody reads stdout any more; told to nobody, since it is the reader's own choice."""
+
+
+def data(text: str) -> None:
+    """Write one line (or several) of data to stdout at once.
+
+    Raises:
+        ReaderGone: the reader has closed the pipe.
+    """
+    raw(f"{text}\n".encode(sys.stdout.encoding or "utf-8", errors="backslashreplace"))
+
+
+def raw(chunk: bytes) -> None:
+    """Write bytes, such as a job's log, to stdout at once.
+
+    Raises:
+        ReaderGone: the reader has closed the pipe.
+    """
+    try:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(chunk)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError as error:
+        # Python flushes stdout once more at its end, and would complain then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise ReaderGone from error
+
+
+def raw_aside(chunk: bytes) -> None:
+    """Write bytes to stderr at once."""
+    sys.stderr.flush()
+    sys.stderr.buffer.write(chunk)
+    sys.stderr.buffer.flush()
+
+
+def say(text: str) -> None:
+    """Write one line for people to stderr."""
+    line = f"{text}\n".encode(sys.stderr.encoding or "utf-8", errors="backslashreplace")
+    raw_aside(line)
+
+
+def as_json(document: object) -> None:
+    """Write a document to stdout as indented JSON."""
+    import json
+
+    data(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def as_document(document: object, form: str) -> None:
+    """Write a document to stdout as `yaml` or `json`."""
+    if form == "json":
+        as_json(document)
+        return
+    import yaml
+
+    data(yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100).rstrip("\n"))
+
+
+def error(text: str, hint: str = "") -> None:
+    """Write `error: ...` and, where there is one, `hint: ...`, each on one line."""
+    say(f"error: {_line(text)}")
+    if hint:
+        say(f"hint: {_line(hint)}")
+
+
+def failure(problem: LauncherError) -> int:
+    """Tell a planned failure and return its exit code."""
+    error(problem.text, problem.hint)
+    return problem.code
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return left-aligned columns, two blanks apart."""
+    lines = [tuple(head), *(tuple(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def duration(seconds: float) -> str:
+    """Return a span of time as its two largest units: 45s, 3m 20s, 2h 05m, 1d 04h."""
+    whole = max(0, round(seconds))
+    for size, name, below, small in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "m"),
+        (60, "m", 1, "s"),
+    ):
+        if whole >= size:
+            return f"{whole // size}{name} {whole % size // below:02d}{small}"
+    return f"{whole}s"
+
+
+def size(count: int) -> str:
+    """Return a number of bytes for people: 512 B, 1.5 KiB, 31.0 GiB."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":
+            break
+        value /= 1024
+    return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,124 @@
+"""Owns where runs are looked for: the folder of the local backend, and whether it is meant at all.
+
+Must not read a run's records.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from jobs.errors import BadSpec
+from jobs.stores import FileStore, open_store
+from launcher import names, output
+from launcher.backends import localrun
+from launcher.backends.localrun import Files
+from launcher.errors import LauncherError, Misconfigured, NotFound, Usage
+from launcher.settings import Settings
+
+LOCAL_STORE = "./runs"
+"""Store of the local backend when nobody set one."""
+
+
+def local_root(settings: Settings) -> Path:
+    """Return the folder that the local backend keeps its runs in.
+
+    Raises:
+        Misconfigured: the store that was set is no folder's address.
+    """
+    url = settings.target.store if settings.is_set("store") else LOCAL_STORE
+    try:
+        store = open_store(url)
+    except BadSpec as error:
+        raise Misconfigured(
+            f"store {url!r} (from {settings.origins['store']}): the local backend wants a folder",
+            f"--store {LOCAL_STORE}",
+        ) from error
+    assert isinstance(store, FileStore)
+    return Path(store.root).absolute()
+
+
+def find(settings: Settings, run: str, verb: str) -> Files:
+    """Return the local run of that name.
+
+    Raises:
+        NotFound: there is none.
+        Misconfigured: the run is a cluster's; the hint is the kubectl command that serves `verb`.
+    """
+    if settings.target.backend == "local":
+        files = Files(local_root(settings) / legal(run))
+        localrun.read(files)
+        return files
+    here = _unasked_root(settings)
+    if here is not None and Files(here / legal(run)).plan.is_file():
+        output.say(f"local: {run} is in {here} (no backend is set; see --backend)")
+        return Files(here / run)
+    raise _kubectl(settings, verb, run, here)
+
+
+def find_all(settings: Settings) -> Path:
+    """Return the folder of the local runs.
+
+    Raises:
+        Misconfigured: a cluster's runs are asked for; the hint is the kubectl command.
+    """
+    if settings.target.backend == "local":
+        return local_root(settings)
+    here = _unasked_root(settings)
+    if here is not None and here.is_dir():
+        output.say(f"local: runs of {here} (no backend is set; see --backend)")
+        return here
+    raise _kubectl(settings, "list", "", here)
+
+
+def flags(settings: Settings) -> str:
+    """Return the flags, each with a blank before, that lead another verb to the same place."""
+    if settings.origins["store"] != "--store":
+        return ""  # found without them
+    return f" --backend local --store {shlex.quote(settings.target.store)}"
+
+
+def legal(run: str) -> str:
+    """Return the name of a run that may exist.
+
+    Raises:
+        NotFound: none can have that name.
+    """
+    try:
+        names.check(run)
+    except Usage as error:
+        raise NotFound(f"run {run!r}: no such run; that is no legal name") from error
+    return run
+
+
+def _unasked_root(settings: Settings) -> Path | None:
+    """Return where local runs would be if nobody chose a backend, or None if somebody did."""
+    if settings.is_set("backend"):
+        return None
+    try:
+        return local_root(settings)
+    except Misconfigured:
+        return local_root(Settings(settings.target, {**settings.origins, "store": "default"}))
+
+
+_KUBECTL = {
+    "list": "kubectl get jobs -l app.kubernetes.io/managed-by=launcher",
+    "status": "kubectl describe job/{run}",
+    "logs": "kubectl logs -f job/{run}",
+    "cancel": "kubectl delete job/{run}",
+}
+
+
+def _kubectl(settings: Settings, verb: str, run: str, looked: Path | None) -> LauncherError:
+    command = _KUBECTL[verb].format(run=run)
+    target = settings.target
+    if target.namespace:
+        command += f" -n {target.namespace}"
+    if target.context:
+        command += f" --context {target.context}"
+    subject = f"run {run!r}" if run else "list"
+    where = f"is not in {looked}, and " if looked and run else ""
+    return Misconfigured(
+        f"{subject}: {where}this version asks no cluster: {verb} serves local runs only",
+        f"{command}, or --backend local",
+    )

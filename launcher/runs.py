@@ -1,0 +1,202 @@
+"""Owns the verbs on runs that exist: list, status, logs, cancel, fetch. State and records -> words.
+
+Must not decide where a run is (places.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import BY_CODE
+from jobs.stores import FileStore, Store, open_store
+from launcher import output, places, records
+from launcher.backends import RunState, local, localrun
+from launcher.backends.localrun import Files
+from launcher.errors import Misconfigured, RunFailed, writing
+from launcher.records import Progress
+from launcher.settings import Settings
+
+
+def show_all(settings: Settings, *, as_json: bool) -> None:
+    """Print every run, oldest first."""
+    root = places.find_all(settings)
+    found = []
+    for files in localrun.everyone(root):
+        try:
+            found.append(_described(files))
+        except Misconfigured as error:  # one broken record must not hide the other runs
+            output.say(f"skipped: {error.text}")
+    found.sort(key=lambda row: (row["submitted"], row["run"]))
+    if as_json:
+        output.as_json(found)
+    elif found:
+        rows = [
+            (row["run"], row["kind"], row["state"], _how_far(row), row["submitted"])
+            for row in found
+        ]
+        output.data(output.table(("RUN", "KIND", "STATE", "PROGRESS", "SUBMITTED"), rows))
+    else:
+        output.say(f"no runs in {root}")
+
+
+def show(settings: Settings, run: str, *, as_json: bool) -> None:
+    """Print what is known of a run."""
+    row = _described(places.find(settings, run, "status"))
+    if as_json:
+        output.as_json(row)
+        return
+    code = row["code"]
+    state = row["state"] if code is None else f"{row['state']} ({code}, {row['code_name']})"
+    if row["state"] == "interrupted":
+        state += " (the same submission goes on from the last commit)"
+    lines = {
+        "run": row["run"],
+        "kind": row["kind"],
+        "state": state,
+        "reason": row["reason"],
+        "progress": _how_far(row),
+        "committed": "" if row["committed"] is None else f"step {row['committed']}",
+        "attempts": "" if row["attempts"] is None else str(row["attempts"]),
+        "submitted": row["submitted"],
+        "records": row["records"],
+    }
+    for key, value in lines.items():
+        if value:
+            output.data(f"{key:<11}{value}")
+
+
+def print_log(settings: Settings, run: str, *, follow: bool, tail: int | None) -> None:
+    """Print a run's log to stdout; following, end as the run does.
+
+    Raises:
+        RunFailed: the run that was followed did not succeed.
+    """
+    files = places.find(settings, run, "logs")
+    offset = 0 if tail is None else localrun.tail(files, tail)
+    if follow:
+        watch(files, offset, output.raw, places.flags(settings))
+        return
+    for chunk in localrun.log(files, offset):
+        output.raw(chunk)
+
+
+def watch(files: Files, offset: int, write: Callable[[bytes], None], flags: str) -> None:
+    """Follow a run's log until it ends, and tell how it ended.
+
+    Args:
+        files: the run.
+        offset: where in the log to begin, in bytes.
+        write: takes the log.
+        flags: what another verb needs to find the run, with a blank before.
+
+    Raises:
+        RunFailed: it did not succeed.
+        KeyboardInterrupt: the person went away; the run goes on.
+    """
+    name = files.run.name
+    try:
+        for chunk in localrun.log(files, offset, follow=True):
+            write(chunk)
+    except KeyboardInterrupt:
+        if localrun.alive(files):
+            output.say(
+                f"\n{name} goes on: `launcher logs {name} -f{flags}` follows it,"
+                f" `launcher cancel {name}{flags}` ends it"
+            )
+        raise
+    state = localrun.look(files)
+    if state.state != "succeeded":
+        hint = f"the same submission with --name {name} goes on from its last commit"
+        raise RunFailed(f"run {name!r}: {_how_it_ended(state)}", hint if state.resumable else "")
+    row = records.result(FileStore(files.run.parent), name)
+    numbers = " ".join(f"{key}={value}" for key, value in row.items() if key in _RESULT)
+    output.say(f"{name}: succeeded {numbers}".rstrip())
+
+
+def cancel(settings: Settings, run: str, *, now: bool) -> None:
+    """Stop a run, wait for its end and tell how it ended."""
+    files = places.find(settings, run, "cancel")
+    if localrun.alive(files):
+        output.say(f"{run}: " + ("killing it" if now else "stopping; it commits what it has first"))
+    local.cancel(files, now=now)
+    output.say(f"{run}: {_how_it_ended(localrun.look(files))}")
+
+
+def fetch(settings: Settings, run: str, folder: Path, include: Sequence[str]) -> None:
+    """Copy a run's results to `folder`; the paths of new files go to stdout."""
+    from launcher import transfer
+
+    store = _store_of(settings, run)
+    copied, kept, total = 0, 0, 0
+    wanted = transfer.items(store, run, include)
+    with writing(f"folder {folder}", "name another folder"):
+        for done in transfer.fetch(store, run, folder, wanted):
+            if done.fresh:
+                output.data(str(folder / done.item.path))
+                copied, total = copied + 1, total + done.bytes
+            else:
+                kept += 1
+    there = f", {kept} lay there already" if kept else ""
+    output.say(f"fetched {copied} files ({output.size(total)}), verified{there}")
+
+
+_RESULT = ("steps", "loss", "ms_per_step", "img_s", "compile_s", "s_per_picture", "pictures")
+
+
+def _store_of(settings: Settings, run: str) -> Store:
+    """Return the store with the run's records; no cluster is needed to read it."""
+    if settings.target.backend == "kubernetes" and settings.is_set("store"):
+        places.legal(run)
+        return open_store(settings.target.store)
+    return FileStore(places.find(settings, run, "fetch").run.parent)
+
+
+def _described(files: Files) -> dict[str, Any]:
+    """Return state and progress of a local run as plain values."""
+    record = localrun.read(files)
+    state = localrun.look(files)
+    known = records.progress(FileStore(files.run.parent), record.name, record.spec())
+    row = BY_CODE.get(state.code) if state.code is not None else None
+    # What is left means nothing once nobody works on it.
+    left = known.seconds_left if state.state == "running" else None
+    return {
+        "run": state.name,
+        "kind": state.kind,
+        "state": state.state,
+        "code": state.code,
+        "code_name": row.name if row else None,
+        "reason": state.reason,
+        "resumable": state.resumable,
+        "submitted": state.submitted,
+        "workers": record.workers,
+        **asdict(known),
+        "seconds_left": left,
+        "records": str(files.run),
+    }
+
+
+def _how_far(row: dict[str, Any]) -> str:
+    known = Progress(**{key: row[key] for key in Progress.__dataclass_fields__})
+    parts = []
+    if row["kind"] == "infer":
+        parts.append(f"{known.pictures} of {known.asked} pictures")
+    elif known.step is not None:
+        parts.append(f"step {known.step} of {known.steps}")
+    if known.loss is not None:
+        parts.append(f"loss {known.loss:.4g}")
+    if known.images_per_second is not None:
+        parts.append(f"{known.images_per_second:.3g} img/s")
+    if known.seconds_left is not None:
+        parts.append(f"about {output.duration(known.seconds_left)} left")
+    return ", ".join(parts)
+
+
+def _how_it_ended(state: RunState) -> str:
+    if state.state == "running":
+        return "running"
+    if state.code is None:
+        return "interrupted: it ended before it could say why"
+    return f"{state.state} ({state.code}): {state.reason}"

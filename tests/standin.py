@@ -1,0 +1,91 @@
+"""A small program in the supervisor's place: reads its environment, writes its records, obeys SIGTERM.
+
+Run as `python standin.py`, the way the local backend runs jobs.runtime. `python standin.py launcher
+ARGUMENTS` is the launcher itself with this program in jobs.runtime's place.
+
+    STANDIN_SECONDS   pause per step           STANDIN_END   `<code> <reason>` to end with
+    STANDIN_CHILD     start a child in a session of its own, as msrun does with workers
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+def launcher() -> int:
+    from launcher.backends import local
+    from launcher.cli import main
+
+    local.PROGRAM = (sys.executable, __file__)
+    return main(sys.argv[2:])
+
+
+def supervisor() -> int:
+    from jobs import commits, layout
+    from jobs.stores import open_store
+
+    stop: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _frame: stop.append(number))
+    run, store = os.environ["JOB_RUN"], open_store(os.environ["JOB_STORE"])
+    spec = json.loads(os.environ["JOB_SPEC"])
+    claim = commits.take_claim(
+        store, run, cluster="", namespace=os.environ["JOB_NAMESPACE"], uid=os.environ["JOB_UID"]
+    )
+    record = {"spec": spec, "attempts": claim.epoch}
+    store.write(layout.key(run, layout.SPEC), json.dumps(record).encode())
+    names = ("JOB_", "TERMINATION_LOG", "STANDIN_")
+    seen = {key: value for key, value in os.environ.items() if key.startswith(names)}
+    Path("environment.json").write_text(json.dumps(seen))
+    if os.environ.get("STANDIN_CHILD"):
+        subprocess.Popen(["sleep", "600"], start_new_session=True)
+    begin = max(commits.committed_steps(store, run), default=0)
+    print(f"attempt={claim.epoch} restored={begin}", flush=True)
+    metrics = []
+    for step in range(begin + 1, spec["steps"] + 1):
+        if stop:
+            return end(f"75 stopped: stopped on request: step {step - 1} is committed")
+        time.sleep(float(os.environ.get("STANDIN_SECONDS", "0")))
+        row = {"step": step, "steps": spec["steps"], "loss": 1 / step, "ms_per_step": 100.0}
+        metrics.append(json.dumps({**row, "img_s": 10.0}))
+        store.write(layout.key(run, layout.METRICS), "\n".join(metrics).encode())
+        if spec["kind"] == "train":
+            folder = Path("draft")
+            folder.mkdir(exist_ok=True)
+            (folder / layout.LORA_FILE).write_bytes(b"weights of step %d" % step)
+            prefix = layout.key(run, layout.CHECKPOINTS, layout.step_name(step))
+            commits.commit(store, prefix, folder)
+        print(f"step={step}", flush=True)
+    if spec["kind"] == "infer":
+        paint(store, run, spec)
+    return end(os.environ.get("STANDIN_END", "0 results are committed and verified"))
+
+
+def paint(store, run, spec) -> None:
+    from jobs import layout
+
+    rows = []
+    for row in spec["prompts"]:
+        for image in range(spec["images"]):
+            name, data = layout.picture_name(row["line"], image), row["prompt"].encode()
+            store.write(layout.key(run, layout.IMAGES, name), data)
+            file = f"{layout.IMAGES}/{name}"
+            rows.append({"file": file, "sha256": hashlib.sha256(data).hexdigest(), **row})
+    lines = "\n".join(json.dumps(row) for row in rows)
+    store.write(layout.key(run, layout.PICTURES), lines.encode())
+
+
+def end(text: str) -> int:
+    print(f"exit={text}", flush=True)
+    Path(os.environ["TERMINATION_LOG"]).write_text(text + "\n")
+    return int(text.split()[0])
+
+
+if __name__ == "__main__":
+    sys.exit(launcher() if sys.argv[1:2] == ["launcher"] else supervisor())
