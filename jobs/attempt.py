@@ -99,7 +99,17 @@ def prepare(env: Environment, spec: specs.Spec, stop: StopRequest) -> Attempt:
         ),
     )
     # An earlier attempt in the same directory may have left half-written files.
-    for name in ("outbox", "drafts", "restored", "alive", "reasons", "summaries", "stop", "done"):
+    for name in (
+        "outbox",
+        "drafts",
+        "restored",
+        "alive",
+        "ended",
+        "reasons",
+        "summaries",
+        "stop",
+        "done",
+    ):
         path = env.work / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     env.work.mkdir(parents=True, exist_ok=True)

@@ -26,14 +26,13 @@ STATE, LOOP = "state.safetensors", "state.json"
 
 def save(folder: Path, spec: TrainSpec, step: TrainStep, done: int) -> None:
     """Write the state after `done` steps into an empty folder."""
-    arrays = {p.name: p.asnumpy() for p in step.state()}
+    arrays = {name: p.asnumpy() for name, p in step.state().items()}
     # PyTorch's readers refuse files that do not say `pt`.
     save_file(arrays, folder / STATE, {"format": "pt"})
     loop = {"step": done, "seed": spec.seed, "method": spec.method, "trained": len(step.weights)}
     (folder / LOOP).write_text(json.dumps(loop, indent=1) + "\n", encoding="utf-8")
     if spec.method != "vanilla":
-        trained = {p.name: p.asnumpy() for p in step.weights}
-        weights = diffusers_weights(trained, spec.lora_alpha / spec.lora_rank)
+        weights = diffusers_weights(step.trained(), spec.lora_alpha / spec.lora_rank)
         save_file(weights, folder / layout.LORA_FILE, {"format": "pt"})
 
 
@@ -47,7 +46,7 @@ def restore(folder: Path, spec: TrainSpec, step: TrainStep) -> int:
 
     loop = json.loads((folder / LOOP).read_text(encoding="utf-8"))
     arrays = load_file(folder / STATE)
-    parameters = {p.name: p for p in step.state()}
+    parameters = step.state()
     fits = set(parameters) == set(arrays) and all(
         tuple(parameters[name].shape) == array.shape for name, array in arrays.items()
     )

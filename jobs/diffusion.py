@@ -16,6 +16,10 @@ from jobs.errors import BadSpec
 Floats = NDArray[np.float32]
 
 
+def _fp32(array: NDArray[Any]) -> Floats:
+    return np.asarray(array, np.float32)
+
+
 def alpha_bars(scheduler: Mapping[str, Any]) -> Floats:
     """Return the cumulative signal levels [T] of a scheduler's configuration, fp32.
 
@@ -33,7 +37,7 @@ def alpha_bars(scheduler: Mapping[str, Any]) -> Floats:
         betas = np.linspace(start, end, count, dtype=np.float64)
     else:
         raise BadSpec(f"scheduler: beta_schedule {kind!r} is neither scaled_linear nor linear")
-    return np.cumprod(1.0 - betas).astype(np.float32)
+    return _fp32(np.cumprod(1.0 - betas))
 
 
 def latents(moments: Floats, noise: Floats, scaling_factor: float) -> Floats:
@@ -48,12 +52,12 @@ def latents(moments: Floats, noise: Floats, scaling_factor: float) -> Floats:
     """
     mean, log_variance = np.split(moments, 2, axis=0)
     deviation = np.exp(0.5 * np.clip(log_variance, -30.0, 20.0))
-    return ((mean + deviation * noise) * np.float32(scaling_factor)).astype(np.float32)
+    return _fp32((mean + deviation * noise) * np.float32(scaling_factor))
 
 
 def noisy(clean: Floats, noise: Floats, alpha_bar: float) -> Floats:
     """Return clean latents [C, h, w] at signal level `alpha_bar` (arXiv 2006.11239, eq. 4)."""
-    return (np.sqrt(alpha_bar) * clean + np.sqrt(1.0 - alpha_bar) * noise).astype(np.float32)
+    return _fp32(np.sqrt(alpha_bar) * clean + np.sqrt(1.0 - alpha_bar) * noise)
 
 
 def target(clean: Floats, noise: Floats, alpha_bar: float, prediction: str) -> Floats:
@@ -67,5 +71,5 @@ def target(clean: Floats, noise: Floats, alpha_bar: float, prediction: str) -> F
     if prediction == "epsilon":
         return noise
     if prediction == "v_prediction":
-        return (np.sqrt(alpha_bar) * noise - np.sqrt(1.0 - alpha_bar) * clean).astype(np.float32)
+        return _fp32(np.sqrt(alpha_bar) * noise - np.sqrt(1.0 - alpha_bar) * clean)
     raise BadSpec(f"scheduler: prediction_type {prediction!r} is neither epsilon nor v_prediction")

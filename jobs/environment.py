@@ -132,4 +132,4 @@ def log_to_stdout(level: int = logging.INFO) -> None:
 
 
 class _Line(logging.Formatter):
-    converter = time.gmtime
+    converter = staticmethod(time.gmtime)

@@ -47,10 +47,11 @@ class LoraDense(nn.Cell):  # type: ignore[misc]
 
 def inject(
     cell: nn.Cell, prefix: str, targets: Iterable[str], *, rank: int, alpha: float, seed: int
-) -> list[Parameter]:
+) -> dict[str, Parameter]:
     """Replace the target Dense modules of `cell` by `LoraDense`; return the new parameters.
 
-    Everything else in `cell` is frozen. The order is that of the module names.
+    Everything else in `cell` is frozen. The names are `<prefix>.<module>.lora_A.weight` and
+    `lora_B.weight`, in order of module.
     """
     for parameter in cell.get_parameters():
         parameter.requires_grad = False
@@ -60,7 +61,7 @@ def inject(
         for name, child in cell.cells_and_names()
         if isinstance(child, nn.Dense) and name.endswith(tuple(f".{target}" for target in wanted))
     }
-    trained: list[Parameter] = []
+    trained: dict[str, Parameter] = {}
     for name in sorted(found):
         parent_name, _, leaf = name.rpartition(".")
         parent = cell
@@ -75,7 +76,8 @@ def inject(
         # compile cache finds its parameters by name (seen: NaN from the second run on).
         adapted.down.name = f"{prefix}.{name}.lora_A.weight"
         adapted.up.name = f"{prefix}.{name}.lora_B.weight"
-        trained += [adapted.down, adapted.up]
+        trained[f"{prefix}.{name}.lora_A.weight"] = adapted.down
+        trained[f"{prefix}.{name}.lora_B.weight"] = adapted.up
     return trained
 
 
@@ -112,16 +114,17 @@ def merge(
             continue
         module = name.removesuffix(".lora_A.weight")
         part, _, path = module.partition(".")
-        parameters = {p.name: p for p in cells[part].get_parameters()} if part in cells else {}
+        # Names by structure: MindSpore changes Parameter.name whenever a cell is nested.
+        parameters = dict(cells[part].parameters_and_names()) if part in cells else {}
         base = parameters.get(f"{path}.weight")
         delta = weights[f"{module}.lora_B.weight"] @ weights[name]  # [out, rank] @ [rank, in]
         if base is None or tuple(base.shape) != delta.shape:
-            raise BadSpec(
-                f"LoRA: module {module} of {delta.shape} does not fit the model; was it trained on another?"
-            )
+            raise BadSpec(f"LoRA: module {module} of {delta.shape} does not fit the model")
         merged = base.astype(ms.float32).asnumpy() + np.float32(factor) * delta
         base.set_data(Tensor(merged).astype(base.dtype))
         count += 1
+    if count == 0:
+        raise BadSpec("LoRA: it has no module in diffusers' naming (...lora_A.weight)")
     return count
 
 

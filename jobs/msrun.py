@@ -137,5 +137,6 @@ class Follower:
             whole = fresh if last else fresh[: fresh.rfind(b"\n") + 1]
             self.offsets[path] = self.offsets.get(path, 0) + len(whole)
             for line in whole.decode("utf-8", "replace").splitlines():
-                self.stream.write(f"[{rank}] {line}\n")
+                if not line.startswith("[INFO] "):  # MindSpore's own; it stays in the file
+                    self.stream.write(f"[{rank}] {line}\n")
         self.stream.flush()

@@ -88,6 +88,14 @@ class Outbox:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
 
+    def end(self, rank: int) -> None:
+        """Tell the supervisor that this worker has handed over all it had to."""
+        write_whole(self.work / "ended" / str(rank), b"")
+
+    def ended(self) -> set[int]:
+        """Return the ranks that have got to their end."""
+        return {int(path.name) for path in (self.work / "ended").glob("[0-9]*")}
+
     def fail(self, rank: int, code: int, reason: str) -> None:
         """Tell the supervisor why this worker ends: msrun turns every exit code into 1."""
         write_whole(self.work / "reasons" / str(rank), f"{code} {reason}".encode())

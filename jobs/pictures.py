@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 def to_pixels(decoded: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Return [H, W, 3] bytes for a decoded picture [3, H, W] in -1..1, clipped and rounded."""
     scaled = np.clip(decoded.astype(np.float32) * 0.5 + 0.5, 0.0, 1.0) * 255.0
-    return np.rint(scaled).astype(np.uint8).transpose(1, 2, 0)
+    pixels: NDArray[np.uint8] = np.rint(scaled).astype(np.uint8).transpose(1, 2, 0)
+    return pixels
 
 
 def to_png(pixels: NDArray[np.uint8]) -> bytes:

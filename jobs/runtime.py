@@ -33,6 +33,9 @@ log = logging.getLogger("jobs.runtime")
 POLL_SECONDS = 0.2
 UPLOAD_SHARE = 0.5
 """Part of the grace period that is kept for the upload after the workers have ended."""
+LINGER_SECONDS = {"CPU": 0.0, "Ascend": 60.0}
+"""How long workers that have handed over everything may take to leave their group: on CPU that
+is 10 s of polite waiting with nothing to release."""
 CANN_VERSION_FILES = (
     Path("/usr/local/Ascend/ascend-toolkit/latest/version.cfg"),
     Path("/usr/local/Ascend/cann/version.cfg"),
@@ -75,8 +78,13 @@ def watch(attempt: Attempt, workers: Msrun, uploader: subprocess.Popen[bytes]) -
     """
     follower = Follower(attempt.logs, sys.stdout)
     limit = attempt.env.grace_seconds * (1 - UPLOAD_SHARE)
+    ended_at: float | None = None
     try:
         while workers.process.poll() is None:
+            if ended_at is None and len(attempt.outbox.ended()) == attempt.env.workers:
+                ended_at = time.monotonic()
+            if ended_at and time.monotonic() - ended_at >= LINGER_SECONDS[attempt.env.device]:
+                return 0
             time.sleep(POLL_SECONDS)
             follower.copy()
             failed = workers.failed()
@@ -191,7 +199,7 @@ def judge(attempt: Attempt, ended: int) -> None:
         raise Unavailable(f"stopped on request before anything new was committed ({unit} {now})")
     if ended == -signal.SIGKILL:
         raise Killed(
-            "a worker was killed (SIGKILL), as a rule for memory: ask for more, or lower batch or resolution"
+            "a worker was killed (SIGKILL), as a rule for memory: give more or lower the batch"
         )
     if ended != 0:
         raise JobError(f"a worker ended with {ended}: {last_words(attempt.logs)}")

@@ -34,7 +34,7 @@ class Request:
 
 
 class Denoise(nn.Cell):  # type: ignore[misc]
-    """The UNet with classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598, equation 6)."""
+    """The UNet with classifier-free guidance (Ho & Salimans, arXiv 2207.12598, eq. 6)."""
 
     def __init__(self, unet: nn.Cell, kind: Any) -> None:
         super().__init__()
@@ -98,7 +98,9 @@ class Painter:
             "text_encoder_2": self.encoders.cells[1],
         }
         named = {
-            f"{part}.{p.name}": p for part, cell in cells.items() for p in cell.get_parameters()
+            f"{part}.{name}": parameter
+            for part, cell in cells.items()
+            for name, parameter in cell.parameters_and_names()
         }
         for name, value in self.pristine.items():
             named[name].set_data(Tensor(value).astype(named[name].dtype))
@@ -110,8 +112,8 @@ class Painter:
 
     def set_unet(self, weights: Mapping[str, Floats]) -> None:
         """Replace the UNet's weights, in place."""
-        for parameter in self.unet.get_parameters():
-            parameter.set_data(Tensor(weights[parameter.name]).astype(parameter.dtype))
+        for name, parameter in self.unet.parameters_and_names():
+            parameter.set_data(Tensor(weights[f"unet.{name}"]).astype(parameter.dtype))
 
     def compile(self) -> None:
         """Compile both graphs, in their fixed order."""

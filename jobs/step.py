@@ -8,12 +8,13 @@ B samples, h x w latent pixels, d width of the embeddings, p of the pooled one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from numpy.typing import NDArray
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 """AdamW's constants (Loshchilov & Hutter 2019, arXiv 1711.05101, algorithm 2; Kingma & Ba 2015,
@@ -81,7 +82,7 @@ class TrainStep(nn.Cell):  # type: ignore[misc]
     def __init__(
         self,
         loss: nn.Cell,
-        trained: Sequence[Parameter],
+        trained: Mapping[str, Parameter],
         *,
         workers: int,
         weight_decay: float,
@@ -92,9 +93,11 @@ class TrainStep(nn.Cell):  # type: ignore[misc]
         # The top cell must own the network: a graph from the compile cache finds its weights in
         # the top cell's parameters, and computes on garbage where they are not (seen: NaN).
         self.loss = loss
-        self.weights = ParameterTuple(trained)
-        self.first = ParameterTuple([_zeros(p, "adam_m") for p in trained])
-        self.second = ParameterTuple([_zeros(p, "adam_v") for p in trained])
+        # MindSpore renames a Parameter whenever its cell is put into another; these names stay.
+        self.names = tuple(trained)
+        self.weights = ParameterTuple(trained.values())
+        self.first = ParameterTuple([_zeros(p, f"adam_m.{n}") for n, p in trained.items()])
+        self.second = ParameterTuple([_zeros(p, f"adam_v.{n}") for n, p in trained.items()])
         self.scaled = scaled
         self.scale = Parameter(
             Tensor(FIRST_SCALE if scaled else 1.0, ms.float32),
@@ -112,9 +115,17 @@ class TrainStep(nn.Cell):  # type: ignore[misc]
         """Return the loss times the loss scale."""
         return self.loss(*inputs) * self.scale
 
-    def state(self) -> list[Parameter]:
-        """Return every Parameter that a checkpoint must hold."""
-        return [*self.weights, *self.first, *self.second, self.scale, self.good]
+    def trained(self) -> dict[str, NDArray[np.float32]]:
+        """Return copies of the weights that are trained, by name."""
+        return {name: p.asnumpy() for name, p in zip(self.names, self.weights, strict=True)}
+
+    def state(self) -> dict[str, Parameter]:
+        """Return every Parameter that a checkpoint must hold, by name."""
+        found = {"loss_scale": self.scale, "loss_scale_good": self.good}
+        rows = zip(self.names, self.weights, self.first, self.second, strict=True)
+        for name, weight, first, second in rows:
+            found |= {name: weight, f"adam_m.{name}": first, f"adam_v.{name}": second}
+        return found
 
     def construct(
         self,
@@ -137,7 +148,7 @@ class TrainStep(nn.Cell):  # type: ignore[misc]
         loss = self.all_reduce(value / self.scale) / self.workers
         stops = self.all_reduce(stop)
         share = self.scale * self.workers
-        reduced = ()
+        reduced: tuple[Tensor, ...] = ()
         total = Tensor(0.0, ms.float32)
         for gradient in gradients:
             mean = self.all_reduce(gradient.astype(ms.float32)) / share
@@ -174,6 +185,6 @@ class TrainStep(nn.Cell):  # type: ignore[misc]
         return loss, norm, stops
 
 
-def _zeros(parameter: Parameter, prefix: str) -> Parameter:
+def _zeros(parameter: Parameter, name: str) -> Parameter:
     value = Tensor(np.zeros(parameter.shape, np.float32))
-    return Parameter(value, name=f"{prefix}.{parameter.name}", requires_grad=False)
+    return Parameter(value, name=name, requires_grad=False)

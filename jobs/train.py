@@ -108,18 +108,18 @@ def build(folder: Path, kind: Any, spec: TrainSpec, worker: Worker) -> TrainStep
             unet = model.load_unet(folder, model.DTYPES["fp32"])
             unet.to_float(kind)
             loss = NoiseLoss(unet, kind)
-        trained = list(unet.get_parameters())
-        for parameter in trained:
+        trained = {f"unet.{name}": p for name, p in unet.parameters_and_names()}
+        for parameter in trained.values():
             parameter.requires_grad = True
     else:
         trained = inject(unet, "unet", lora.TARGETS)
     if spec.method == "lora-te":
         cells = model.load_text_encoders(folder, kind).cells
         for name, cell in zip(("text_encoder", "text_encoder_2"), cells, strict=True):
-            trained += inject(cell, name, lora.TEXT_TARGETS)
+            trained |= inject(cell, name, lora.TEXT_TARGETS)
         loss = CaptionLoss(unet, cells, kind)
     loss.set_train(True)
-    log.info("trained=%d parameters=%d", len(trained), sum(p.size for p in trained))
+    log.info("trained=%d parameters=%d", len(trained), sum(p.size for p in trained.values()))
     return TrainStep(
         loss,
         trained,
@@ -213,7 +213,7 @@ def validate(
     done: int,
 ) -> None:
     """Paint this worker's share of the validation prompts with the weights as they are."""
-    trained = {p.name: p.asnumpy() for p in step.weights}
+    trained = step.trained()
     if spec.method == "vanilla":
         painter.set_unet(trained)
     else:

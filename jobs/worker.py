@@ -35,6 +35,7 @@ def main(program: str) -> int:
         if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
             raise
         return leave(env, worker, Unavailable(f"{error.filename or env.work}: {error.strerror}"))
+    Outbox(env.work).end(worker.rank)
     return 0
 
 

@@ -1,0 +1,131 @@
+"""The commit protocol: nothing is visible before it is whole, verified and still ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs import commits, layout
+from jobs.errors import BadData, BadSpec
+from jobs.stores import FileStore
+
+OURS = {"cluster": "c", "namespace": "n", "uid": "u1"}
+
+
+class Failing(FileStore):
+    """A store whose writes fail from the n-th on, or that gives back other bytes."""
+
+    writes_left = 10**9
+    lie = False
+
+    def _spend(self) -> None:
+        self.writes_left -= 1
+        if self.writes_left < 0:
+            raise OSError("away")
+
+    def put(self, key: str, path: Path) -> None:
+        self._spend()
+        super().put(key, path)
+
+    def write(self, key: str, data: bytes) -> None:
+        self._spend()
+        super().write(key, data)
+
+    def read(self, key: str) -> bytes:
+        data = super().read(key)
+        return data[::-1] if self.lie and key.endswith("state") else data
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Failing:
+    return Failing(tmp_path / "store")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "files"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "state").write_bytes(b"abcdef")
+    (folder / "sub" / "more").write_bytes(b"")
+    return folder
+
+
+PREFIX = "run/checkpoints/step-00000020"
+
+
+def test_a_commit_is_read_back_equal(store: Failing, folder: Path, tmp_path: Path) -> None:
+    commits.commit(store, PREFIX, folder)
+    assert commits.committed_steps(store, "run") == [20]
+    commits.download(store, PREFIX, tmp_path / "back")
+    assert (tmp_path / "back" / "state").read_bytes() == b"abcdef"
+    assert (tmp_path / "back" / "sub" / "more").read_bytes() == b""
+    assert next(e.key for e in store.list(PREFIX)).endswith(layout.COMMITTED)
+
+
+@pytest.mark.parametrize("writes", range(4))
+def test_a_store_that_fails_at_any_write_shows_nothing(
+    store: Failing, folder: Path, writes: int
+) -> None:
+    store.writes_left = writes
+    with pytest.raises(OSError):
+        commits.commit(store, PREFIX, folder)
+    assert commits.committed_steps(store, "run") == []
+    with pytest.raises(FileNotFoundError):
+        commits.read_manifest(store, PREFIX)
+    store.writes_left = 10
+    commits.commit(store, PREFIX, folder)
+    assert commits.committed_steps(store, "run") == [20]
+
+
+def test_bytes_that_come_back_changed_are_not_committed(store: Failing, folder: Path) -> None:
+    store.lie = True
+    with pytest.raises(OSError, match="other bytes"):
+        commits.commit(store, PREFIX, folder)
+    assert commits.committed_steps(store, "run") == []
+
+
+def test_a_file_that_rots_after_its_commit_is_noticed(
+    store: Failing, folder: Path, tmp_path: Path
+) -> None:
+    commits.commit(store, PREFIX, folder)
+    store.write(f"{PREFIX}/state", b"abcdeX")
+    with pytest.raises(BadData, match="step-00000020/state"):
+        commits.download(store, PREFIX, tmp_path / "back")
+    assert not (tmp_path / "back" / "state").exists()
+    store.write(f"{PREFIX}/{layout.MANIFEST}", b'{"files": []}')
+    with pytest.raises(BadData, match="manifest"):
+        commits.read_manifest(store, PREFIX)
+
+
+def test_attempts_count_up_and_another_submission_is_refused(store: Failing) -> None:
+    assert commits.take_claim(store, "run", **OURS).epoch == 1
+    assert commits.take_claim(store, "run", **OURS).epoch == 2
+    with pytest.raises(BadSpec, match="another submission"):
+        commits.take_claim(store, "run", **{**OURS, "uid": "u2"})
+
+
+def test_an_old_attempt_can_neither_commit_nor_hide(store: Failing, folder: Path) -> None:
+    old = commits.take_claim(store, "run", **OURS)
+    new = commits.take_claim(store, "run", **OURS)
+    commits.commit(store, PREFIX, folder, lambda: commits.check_claim(store, "run", new))
+    with pytest.raises(BadSpec, match="taken over"):
+        commits.commit(store, PREFIX, folder, lambda: commits.check_claim(store, "run", old))
+    assert commits.committed_steps(store, "run") == [20]
+
+
+def test_an_attempt_overtaken_during_its_upload_does_not_commit(
+    store: Failing, folder: Path
+) -> None:
+    mine = commits.take_claim(store, "run", **OURS)
+    calls: list[int] = []
+
+    def check() -> None:
+        calls.append(1)
+        if len(calls) == 2:  # after the upload, before the marker
+            commits.take_claim(store, "run", **OURS)
+        commits.check_claim(store, "run", mine)
+
+    with pytest.raises(BadSpec):
+        commits.commit(store, PREFIX, folder, check)
+    assert commits.committed_steps(store, "run") == []

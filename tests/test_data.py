@@ -1,0 +1,150 @@
+"""Captioned pictures: every form that is read, every fault that is named with its path."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs import data
+from jobs.environment import Environment
+from jobs.errors import BadData, BadSpec, Unavailable
+from jobs.specs import TrainSpec
+from jobs.tiny import drawings
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> Environment:
+    return Environment(spec="", run="r", store="", uid="u", work=tmp_path / "work")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    drawings.write_folder(folder, count=3, size=64)
+    return folder
+
+
+def load(folder: Path | str, env: Environment, **more: object) -> data.Captioned:
+    return data.load(TrainSpec.model_validate({"data": str(folder), **more}), env)
+
+
+CAPTIONS = tuple(scene.caption for scene in drawings.scenes(3, 0))
+
+
+def test_metadata_jsonl(folder: Path, env: Environment) -> None:
+    assert load(folder, env).captions == CAPTIONS
+
+
+def test_metadata_csv(folder: Path, env: Environment) -> None:
+    (folder / "metadata.jsonl").unlink()
+    rows = [f'0000{i}.png,"{caption}"' for i, caption in enumerate(CAPTIONS)]
+    (folder / "metadata.csv").write_text("file_name,text\n" + "\n".join(rows))
+    assert load(folder, env).captions == CAPTIONS
+
+
+def test_a_text_file_beside_each_picture(folder: Path, env: Environment) -> None:
+    (folder / "metadata.jsonl").unlink()
+    for i, caption in enumerate(CAPTIONS):
+        (folder / f"0000{i}.txt").write_text(caption + "\n")
+    assert load(folder, env).captions == CAPTIONS
+
+
+def test_parquet(folder: Path, env: Environment, tmp_path: Path) -> None:
+    import datasets
+
+    rows = {"image": [str(folder / f"0000{i}.png") for i in range(3)], "text": list(CAPTIONS)}
+    table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    table.to_parquet(str(tmp_path / "set.parquet"))
+    found = load(tmp_path / "set.parquet", env)
+    assert found.captions == CAPTIONS
+    assert np.array_equal(found.picture(1, 64).pixels, load(folder, env).picture(1, 64).pixels)
+
+
+def test_tiny_is_drawn(env: Environment) -> None:
+    found = load("tiny", env)
+    assert len(found.captions) == 64
+    assert found.captions[:3] == CAPTIONS
+
+
+def test_a_picture_is_scaled_cropped_and_described(tmp_path: Path, env: Environment) -> None:
+    wide = np.zeros((100, 200, 3), np.uint8)
+    wide[:, 100:] = 255
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    (tmp_path / "wide.txt").write_text("half black, half white")
+    picture = load(tmp_path, env).picture(0, 50)
+    assert picture.pixels.shape == (3, 50, 50)
+    assert picture.pixels[:, :, :20].max() == -1.0
+    assert picture.pixels[:, :, 30:].min() == 1.0
+    # Original 100 x 200, scaled to 50 x 100, cut 25 from the left; target 50 x 50.
+    assert picture.time_ids.tolist() == [100, 200, 0, 25, 50, 50]
+
+
+def test_greyscale_and_alpha_become_rgb(tmp_path: Path, env: Environment) -> None:
+    for name, mode in (("a", "L"), ("b", "RGBA"), ("c", "P")):
+        Image.new(mode, (32, 32)).save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text("x")
+    found = load(tmp_path, env)
+    assert all(found.picture(i, 32).pixels.shape == (3, 32, 32) for i in range(3))
+
+
+def test_a_broken_picture_is_named(folder: Path, env: Environment) -> None:
+    whole = (folder / "00001.png").read_bytes()
+    for wreck in (whole[:100], b"", b"not a picture"):
+        (folder / "00001.png").write_bytes(wreck)
+        with pytest.raises(BadData, match=r"00001\.png: cannot be read as a picture") as caught:
+            load(folder, env).picture(1, 64)
+        assert "\n" not in str(caught.value)
+
+
+def test_faults_of_a_folder_are_named(folder: Path, env: Environment) -> None:
+    metadata = folder / "metadata.jsonl"
+    good = metadata.read_text()
+
+    def refused(text: str | None, match: str) -> None:
+        metadata.unlink(missing_ok=True)
+        if text is not None:
+            metadata.write_text(text)
+        with pytest.raises(BadData, match=match):
+            load(folder, env)
+
+    rows = [json.loads(line) for line in good.splitlines()]
+    refused(None, r"00000\.png: has no caption; put a metadata\.jsonl")
+    refused("\n".join(good.splitlines()[:2]), r"00002\.png: has no row in .*metadata\.jsonl")
+    refused(good.replace("00002.png", "00009.png"), r"00009\.png, which is not in the folder")
+    refused(good.replace('"text"', '"caption"'), "no column 'text'; it has file_name, caption")
+    refused("{not json", "cannot be read")
+    refused(
+        "\n".join(json.dumps({**row, "text": " "}) for row in rows), r"00000\.png: has no caption"
+    )
+    refused(
+        "\n".join(json.dumps({**row, "text": None}) for row in rows), r"00000\.png: has no caption"
+    )
+    metadata.write_text(good.replace('"text"', '"caption"'))
+    assert load(folder, env, caption_column="caption").captions == CAPTIONS
+
+
+def test_what_is_no_data_set_is_refused(tmp_path: Path, env: Environment) -> None:
+    with pytest.raises(BadData, match="no picture in it"):
+        load(tmp_path, env)
+    (tmp_path / "x.bin").write_bytes(b"x")
+    with pytest.raises(BadData, match="must be parquet"):
+        load(tmp_path / "x.bin", env)
+    (tmp_path / "x.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(BadData, match="not a parquet"):
+        load(tmp_path / "x.parquet", env)
+    with pytest.raises(BadSpec, match="no such file or folder"):
+        load(tmp_path / "missing", env)
+
+
+def test_a_hub_that_cannot_be_reached_is_a_retry(
+    env: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(Unavailable, match="no-such-owner/no-such-set") as caught:
+        load("no-such-owner/no-such-set", replace(env))
+    assert "\n" not in str(caught.value)

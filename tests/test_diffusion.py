@@ -1,0 +1,54 @@
+"""The maths against closed forms and the definitions in the papers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from jobs import diffusion
+from jobs.errors import BadSpec
+
+SDXL = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "num_train_timesteps": 1000,
+    "beta_schedule": "scaled_linear",
+}
+
+
+def test_signal_levels_of_sdxl() -> None:
+    levels = diffusion.alpha_bars(SDXL)
+    assert levels.shape == (1000,)
+    assert np.all(np.diff(levels) < 0)
+    assert levels[0] == pytest.approx(1 - 0.00085, abs=1e-6)
+    # Terminal signal-to-noise of SDXL's schedule: sqrt(alpha_bar) = 0.068 (arXiv 2305.08891, 3.1).
+    assert np.sqrt(levels[-1]) == pytest.approx(0.068265, abs=1e-5)
+    # The largest sigma of the same schedule, as its samplers print it: 14.6146.
+    assert np.sqrt((1 - levels[-1]) / levels[-1]) == pytest.approx(14.6146, abs=1e-3)
+
+
+def test_unknown_schedules_and_predictions_are_refused() -> None:
+    with pytest.raises(BadSpec, match="squaredcos"):
+        diffusion.alpha_bars({**SDXL, "beta_schedule": "squaredcos_cap_v2"})
+    with pytest.raises(BadSpec, match="sample"):
+        diffusion.target(np.zeros(1), np.zeros(1), 0.5, "sample")  # type: ignore[arg-type]
+
+
+def test_clean_and_noise_come_back_from_noisy_and_v() -> None:
+    rng = np.random.default_rng(0)
+    clean, noise = rng.standard_normal((2, 4, 8, 8)).astype(np.float32)
+    for level in (0.999, 0.5, 0.0047):
+        noisy = diffusion.noisy(clean, noise, level)
+        v = diffusion.target(clean, noise, level, "v_prediction")
+        assert np.allclose(np.sqrt(level) * noisy - np.sqrt(1 - level) * v, clean, atol=1e-5)
+        assert np.allclose(np.sqrt(1 - level) * noisy + np.sqrt(level) * v, noise, atol=1e-5)
+
+
+def test_posterior_is_sampled_and_scaled() -> None:
+    moments = np.concatenate([np.full((4, 2, 2), 3.0), np.full((4, 2, 2), np.log(4.0))]).astype(
+        np.float32
+    )
+    noise = np.full((4, 2, 2), 0.5, np.float32)
+    assert np.allclose(diffusion.latents(moments, noise, 0.13025), (3.0 + 2.0 * 0.5) * 0.13025)
+    wild = np.concatenate([np.zeros((4, 1, 1)), np.full((4, 1, 1), 1e9)]).astype(np.float32)
+    assert np.isfinite(diffusion.latents(wild, np.ones((4, 1, 1), np.float32), 1.0)).all()
