@@ -90,15 +90,11 @@ def plan(
     if local:
         _check_local(spec, npus, nodes, cores)
     else:
-        _check_cluster(target)
-        devices.check_npus(server, npus, nodes)
-        if nodes > 1:
-            raise Usage(f"--nodes {nodes}: this version runs on one node", "--nodes 1")
-        _check_memory(spec, target, npus)
+        _check_cluster(spec, target, server, npus, nodes)
     spec_json = to_json(spec)
     _check_size(spec_json)
     grace = sizes.grace_seconds(spec, target.upload_mib_per_second)
-    threads = target.threads or max(1, cores // npus)
+    threads = {"JOB_THREADS": str(target.threads or max(1, cores // npus))} if local else {}
     return JobPlan(
         name=name,
         kind=spec.kind,
@@ -107,8 +103,7 @@ def plan(
         npus=npus,
         nodes=nodes,
         resource=target.resource or devices.resource(plugin, server),
-        environment=_environment(spec_json, target, name, npus, nodes, grace)
-        | ({"JOB_THREADS": str(threads)} if local else {}),
+        environment=_environment(spec_json, target, name, npus, nodes, grace) | threads,
         labels={
             "app.kubernetes.io/managed-by": "launcher",
             "app.kubernetes.io/name": APPLICATION,
@@ -171,7 +166,17 @@ def _check_local(spec: Spec, npus: int, nodes: int, cores: int) -> None:
         )
 
 
-def _check_cluster(target: Target) -> None:
+def _check_cluster(
+    spec: Spec, target: Target, server: devices.Server, npus: int, nodes: int
+) -> None:
+    _check_places(target)
+    devices.check_npus(server, npus, nodes)
+    if nodes > 1:
+        raise Usage(f"--nodes {nodes}: this version runs on one node", "--nodes 1")
+    _check_memory(spec, target, npus)
+
+
+def _check_places(target: Target) -> None:
     for key, what in (("image", "the image of the jobs"), ("store", "the object store")):
         if not getattr(target, key):
             raise Misconfigured(

@@ -106,7 +106,7 @@ def test_a_server_that_never_answers_costs_seconds(
         monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "k", server)))
         start = time.monotonic()
         error = refused()
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 3
     assert isinstance(error, Unreachable)
     assert error.text == f"cluster {server}: no answer in time"
 
@@ -192,6 +192,7 @@ def test_a_context_that_does_not_exist(tmp_path: Path, monkeypatch: pytest.Monke
     "text",
     ["", "a: [", "[]", "text", "\0", "{}", "current-context: x", "contexts: 3\ncurrent-context: x",
      "contexts: [{name: x}]\ncurrent-context: x", "clusters: [3]\ncurrent-context: x",
+     "contexts: [{name: x, context: 3}]\ncurrent-context: x",
      "contexts: [{name: x, context: {cluster: y, user: z}}]\nclusters: []\ncurrent-context: x"],
 )  # fmt: skip
 def test_a_kubeconfig_that_cannot_be_used(

@@ -99,6 +99,10 @@ def test_a_number_where_kubernetes_wants_text_is_named_with_its_container() -> N
     assert error.text.endswith("not 16")
 
 
+def test_true_is_not_a_number() -> None:
+    assert damaged(lambda m: m["spec"].update(completions=True)).text.endswith("number, not True")
+
+
 def test_a_missing_field_and_the_wrong_object_are_both_told() -> None:
     def change(manifest: dict[str, Any]) -> None:
         del manifest["spec"]["template"]
