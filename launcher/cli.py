@@ -34,8 +34,6 @@ _ClickException: type[Exception] = _UsageError.__bases__[0]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; each planned failure is told here, once."""
     state = {"verbose": False}
-    if COMPLETION_VARIABLE in os.environ:
-        _lighten()
     try:
         code = app(arguments, prog_name="launcher", standalone_mode=False, obj=state)
     except LauncherError as problem:
@@ -51,14 +49,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _lighten() -> None:
-    """Spare a completion what only a real start needs: the shell waits for it at each key."""
+def _spare_untyped_values() -> None:
+    """Let Typer check only what was typed.
+
+    It checks values with pydantic, which costs more than all the rest of a help text, and checks
+    flags that nobody gave as well. A completion, for which the shell waits at each key, runs
+    nothing and so has nothing to check.
+    """
     from typer.core import TyperArgument, TyperOption
 
+    completing = COMPLETION_VARIABLE in os.environ
+    if completing:
+        sys.modules["rich"] = None  # type: ignore[assignment]  # would strip markup we don't use
     for kind in (TyperArgument, TyperOption):
-        # Typer checks values with pydantic, even those that nobody has typed.
-        kind.process_value = lambda _, ctx, value: value  # type: ignore  # noqa: ARG005, PGH003
-    sys.modules["rich"] = None  # type: ignore[assignment]  # would strip markup that we don't use
+        check: Any = kind.process_value
+
+        def process_value(self: Any, ctx: Any, value: Any, check: Any = check) -> Any:
+            if completing:
+                return value
+            if value is None and not self.required:
+                return self.callback(ctx, self, value) if self.callback else value
+            return check(self, ctx, value)
+
+        kind.process_value = process_value  # type: ignore[method-assign]
 
 
 def _told(problem: LauncherError, state: dict[str, bool]) -> int:
@@ -253,6 +266,8 @@ def config_(
     else:
         configuration.show(o.settings(ctx.params), method, as_json=json)
 
+
+_spare_untyped_values()
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -110,6 +110,11 @@ _KUBECTL = {
 
 
 def _kubectl(settings: Settings, verb: str, run: str, looked: Path | None) -> LauncherError:
+    if verb == "fetch":
+        return Misconfigured(
+            f"run {run!r}: is not in {looked or 'a local store'}, and no store is set",
+            "--store names the place that holds its results",
+        )
     command = _KUBECTL[verb].format(run=run)
     target = settings.target
     if target.namespace:

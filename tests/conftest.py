@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -23,3 +24,14 @@ def missing() -> Callable[[str, str], NoReturn]:
         pytest.skip(reason)
 
     return told
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    """Yield an empty folder; afterwards no local run in a store below it lives."""
+    from launcher.backends import local, localrun
+
+    yield tmp_path
+    for store in tmp_path.iterdir():
+        for files in localrun.everyone(store):
+            local.cancel(files, now=True)

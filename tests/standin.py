@@ -1,10 +1,12 @@
-"""A small program in the supervisor's place: reads its environment, writes its records, obeys SIGTERM.
+"""A small program in the supervisor's place: it reads the same environment and obeys SIGTERM.
 
 Run as `python standin.py`, the way the local backend runs jobs.runtime. `python standin.py launcher
 ARGUMENTS` is the launcher itself with this program in jobs.runtime's place.
 
     STANDIN_SECONDS   pause per step           STANDIN_END   `<code> <reason>` to end with
     STANDIN_CHILD     start a child in a session of its own, as msrun does with workers
+
+For tests: `launch` runs that launcher.
 """
 
 from __future__ import annotations
@@ -18,12 +20,35 @@ import sys
 import time
 from pathlib import Path
 
+PROGRAM = (sys.executable, __file__)
+
+
+def launch(place: Path, *arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    """Run the launcher in `place` and wait for it."""
+    process = start(place, *arguments, **options)
+    out, err = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def start(place: Path, *arguments: str, env=None, before=(), **options) -> subprocess.Popen[str]:
+    """Start the launcher in `place`, free of this machine's own configuration."""
+    kept = {key: os.environ[key] for key in os.environ if not key.startswith(("LAUNCHER_", "JOB_"))}
+    clean = {"HOME": str(place), "KUBECONFIG": str(place / "no-kubeconfig")}
+    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "text": True} | options
+    return subprocess.Popen(
+        [*before, *PROGRAM, "launcher", *arguments],
+        cwd=place,
+        env={**kept, **clean, **(env or {})},
+        stderr=subprocess.PIPE,
+        **options,
+    )
+
 
 def launcher() -> int:
     from launcher.backends import local
     from launcher.cli import main
 
-    local.PROGRAM = (sys.executable, __file__)
+    local.PROGRAM = PROGRAM
     return main(sys.argv[2:])
 
 

@@ -104,9 +104,10 @@ def _known(key: str, kind: Kind, where: str) -> None:
 
 def _typed(key: str, text: str, kind: Kind) -> object:
     """Return the text of a --set as a value; jobs.specs itself reads numbers from text."""
-    if _SPECS[kind].model_fields[key].annotation is str or not (
-        text.strip() == "null" or text.strip().startswith(("[", "{"))
-    ):
+    wanted = str(_SPECS[kind].model_fields[key].annotation)
+    if text.strip() == "null" and "None" in wanted:
+        return None
+    if "tuple" not in wanted or not text.strip().startswith(("[", "{")):
         return text
     import yaml
 

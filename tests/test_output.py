@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+
+from launcher import errors, output
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0s"), (-3, "0s"), (59.4, "59s"), (59.6, "1m 00s"), (3600, "1h 00m"), (90061, "1d 01h")],
+)
+def test_durations(seconds, text):
+    assert output.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1536, "1.5 KiB"),
+        (31 * 2**30, "31.0 GiB"),
+        (2**42, "4096.0 GiB"),
+    ],
+)
+def test_sizes(count, text):
+    assert output.size(count) == text
+
+
+def test_a_table_is_aligned_and_has_no_loose_ends():
+    assert output.table(("A", "BB"), [("long", ""), ("x", "y")]) == "A     BB\nlong\nx     y"
+
+
+def test_an_error_is_one_line_and_a_hint(capfdbinary):
+    code = output.failure(errors.NameTaken("run 'x':\nis taken\t\u2603", "choose\nanother"))
+    assert code == 73
+    assert (
+        capfdbinary.readouterr().err
+        == "error: run 'x': is taken \u2603\nhint: choose another\n".encode()
+    )
+
+
+def test_each_exit_code_has_one_class():
+    classes = errors.LauncherError.__subclasses__()
+    assert sorted(cls.code for cls in classes) == [2, 66, 69, 70, 73, 77, 78]
+    assert all(
+        f"{cls.code}" in errors.__doc__ and cls.__name__ in errors.__doc__ for cls in classes
+    )

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import json
+
+from jobs import commits, layout
+from jobs.stores import FileStore
+from launcher import records
+
+TRAIN = {"kind": "train", "steps": 60}
+
+
+def test_a_run_without_records_has_no_progress(tmp_path):
+    assert records.progress(FileStore(tmp_path), "r", TRAIN) == records.Progress(steps=60)
+
+
+def test_training_is_told_by_its_newest_whole_row(tmp_path):
+    store = FileStore(tmp_path)
+    rows = [{"step": s, "loss": 1 / s, "ms_per_step": 500.0, "img_s": 4.0} for s in (10, 20)]
+    text = "\n".join(json.dumps(row) for row in rows) + '\n{"step": 30, "lo'
+    store.write("r/metrics.jsonl", text.encode())
+    store.write("r/spec.json", b'{"attempts": 3}')
+    found = records.progress(store, "r", TRAIN)
+    assert (found.step, found.loss, found.images_per_second) == (20, 0.05, 4.0)
+    assert found.seconds_left == 40 * 0.5
+    assert (found.attempts, found.committed) == (3, None)
+
+
+def test_only_committed_steps_count(tmp_path):
+    store = FileStore(tmp_path / "store")
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "f").write_text("x")
+    for step in (20, 40):
+        commits.commit(store, layout.key("r", layout.CHECKPOINTS, layout.step_name(step)), folder)
+    store.write("r/checkpoints/step-00000060/MANIFEST.json", b"{}")
+    assert records.newest_step(store, "r") == 40
+
+
+def test_pictures_are_counted_once_each(tmp_path):
+    store = FileStore(tmp_path)
+    row = {"file": "images/00001-00.png", "sha256": "0"}
+    store.write("r/manifest.jsonl", "\n".join([json.dumps(row)] * 2 + ['{"file": 1}']).encode())
+    spec = {"kind": "infer", "images": 3, "prompts": [{"line": 1}, {"line": 2}]}
+    found = records.progress(store, "r", spec)
+    assert (found.pictures, found.asked) == (1, 6)
+
+
+def test_prompts_in_the_store_are_counted_there(tmp_path):
+    store = FileStore(tmp_path)
+    store.write(
+        "cache/prompts/x.jsonl", b'{"line": 1, "prompt": "a"}\n{"line": 2, "prompt": "b"}\n'
+    )
+    spec = {"kind": "infer", "images": 2, "prompts": {"key": "cache/prompts/x.jsonl"}}
+    assert records.progress(store, "r", spec).asked == 4

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launcher import settings
+from launcher.errors import Misconfigured, NotFound
+from launcher.settings import Target, example, load
+
+DEFAULTS = asdict(Target())
+TEXTS = ("image", "namespace", "store_secret")
+NUMBERS = ("retries", "threads", "ttl_hours")
+LAYERS = ("toml", "environment", "flags")
+VALUES = st.fixed_dictionaries(
+    {}, optional={key: st.sampled_from(["a", "b c", 'q"\\']) for key in TEXTS}
+    | {key: st.integers(0, 99) for key in NUMBERS},
+)  # fmt: skip
+
+
+@given(st.fixed_dictionaries(dict.fromkeys(LAYERS, VALUES)))
+def test_the_strongest_layer_wins_and_is_named(tmp_path_factory, layers):
+    folder = tmp_path_factory.mktemp("settings")
+    file = folder / "launcher.toml"
+    file.write_text("".join(f"{key} = {json.dumps(v)}\n" for key, v in layers["toml"].items()))
+    variables = {f"LAUNCHER_{key.upper()}": str(v) for key, v in layers["environment"].items()}
+    found = load(layers["flags"], cwd=folder, environment=variables)
+    for key in (*TEXTS, *NUMBERS):
+        named = {
+            "toml": str(file),
+            "environment": f"LAUNCHER_{key.upper()}",
+            "flags": f"--{key.replace('_', '-')}",
+        }
+        setting = [layer for layer in LAYERS if key in layers[layer]]
+        expected = layers[setting[-1]][key] if setting else DEFAULTS[key]
+        assert getattr(found.target, key) == expected
+        assert found.origins[key] == (named[setting[-1]] if setting else "default")
+        assert found.is_set(key) == bool(setting)
+
+
+def test_the_example_is_the_defaults_and_explains_each(tmp_path):
+    (tmp_path / "launcher.toml").write_text(example())
+    found = load({}, cwd=tmp_path, environment={})
+    assert found.target == Target()
+    assert all(found.is_set(field.name) for field in fields(Target)), "a key is missing"
+    assert all(len(note) > 10 for note in settings._docstrings().values())
+    assert settings._docstrings().keys() == DEFAULTS.keys()
+
+
+def test_the_nearest_file_counts_and_a_named_one_wins(tmp_path):
+    inner = tmp_path / "a" / "b"
+    inner.mkdir(parents=True)
+    (tmp_path / "launcher.toml").write_text('image = "far"')
+    assert load({}, cwd=inner, environment={}).target.image == "far"
+    (inner.parent / "launcher.toml").write_text('image = "near"')
+    assert load({}, cwd=inner, environment={}).target.image == "near"
+    other = tmp_path / "other.toml"
+    other.write_text('image = "named"')
+    variables = {"LAUNCHER_CONFIG": str(other)}
+    assert load({}, cwd=inner, environment=variables).target.image == "named"
+    far = tmp_path / "launcher.toml"
+    assert load({}, cwd=inner, config=far, environment=variables).target.image == "far"
+
+
+def test_an_empty_variable_is_unset():
+    assert not load({}, environment={"LAUNCHER_IMAGE": ""}).is_set("image")
+
+
+@pytest.mark.parametrize(
+    ("text", "told", "hint"),
+    [
+        ("stroe = 1", "stroe: no such key", "did you mean store?"),
+        ("[target]\nimage = 'x'", "target: no such key", ""),
+        ("retries = '3'", "retries: wants a whole number from 0, not '3'", ""),
+        ("retries = true", "retries: wants a whole number from 0, not True", ""),
+        ("retries = -1", "retries: wants a whole number from 0, not -1", ""),
+        ("cpu_per_npu = 0", "cpu_per_npu: wants a whole number from 1", ""),
+        ("image = 1", "image: wants text in quotes, not 1", ""),
+        ("backend = 'loacl'", "backend: no such backend 'loacl'", "did you mean local?"),
+        ("image =", "is not TOML", "--example"),
+        ("image = '\udcff'", "is not TOML", "--example"),
+        ("store = 's3://me:hunter2@host/x'", "store: holds a user name or password", "Secret"),
+    ],
+)
+def test_a_bad_file_is_told_by_path_and_key(tmp_path, text, told, hint):
+    path = tmp_path / "launcher.toml"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(Misconfigured) as caught:
+        load({}, cwd=tmp_path, environment={})
+    assert caught.value.text.startswith(f"{path}: ")
+    assert told in caught.value.text
+    assert hint in caught.value.hint
+    assert "hunter2" not in caught.value.text + caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"LAUNCHER_STROE": "x"}, "LAUNCHER_STROE: no such variable"),
+        ({"LAUNCHER_RETRIES": "many"}, "LAUNCHER_RETRIES: wants a whole number"),
+        ({"LAUNCHER_HUB_ENDPOINT": "https://u:hunter2@hub"}, "LAUNCHER_HUB_ENDPOINT: holds a user"),
+    ],
+)
+def test_a_bad_variable_is_told_by_name(tmp_path, variables, told):
+    with pytest.raises(Misconfigured, match=told) as caught:
+        load({}, cwd=tmp_path, environment=variables)
+    assert "hunter2" not in caught.value.text
+
+
+def test_a_named_file_has_to_exist(tmp_path):
+    with pytest.raises(NotFound, match=r"gone\.toml: no such file"):
+        load({}, config=tmp_path / "gone.toml", environment={})
+    with pytest.raises(Misconfigured, match="cannot be read"):
+        load({}, config=tmp_path, environment={})
