@@ -25,8 +25,8 @@ SUBMIT = ("submit", "train", "--backend", "local")
 SLOW = {"STANDIN_SECONDS": "0.3"}
 
 
-def planned(root: Path, name="run", workers=1, **spec):
-    target = Target(backend="local", store=str(root))
+def planned(root: Path, name="run", workers=1, retry=30, **spec):
+    target = Target(backend="local", store=str(root), store_deadline_minutes=retry)
     wanted = TrainSpec(**{"steps": 4, "precision": "fp32"} | spec)
     return plan(wanted, target, name=name, npus=workers, cores=2)
 
@@ -236,6 +236,13 @@ def test_one_of_two_submissions_at_once_wins(place):
     assert not list((place / "runs").glob(".part-*"))
 
 
+def test_a_name_that_is_taken_in_the_last_moment_leaves_nothing(place):
+    (place / "runs/run/local").mkdir(parents=True)
+    with pytest.raises(NameTaken, match="at the same moment"):
+        local._create(planned(place / "runs"), Files(place / "runs/run"), PROGRAM)
+    assert tree(place) == {"runs", "runs/run", "runs/run/local"}
+
+
 def test_a_program_that_cannot_start_leaves_nothing(place):
     with pytest.raises(Misconfigured, match="no-such-program"):
         submit(place / "deep/runs", program=("/no-such-program",))
@@ -249,7 +256,7 @@ def test_a_resumption_that_cannot_start_leaves_the_run_as_it_was(place, monkeypa
     before = tree(place) - {"runs/run/local/pid"}
     texts = files.plan.read_bytes(), files.termination.read_bytes()
     with pytest.raises(Misconfigured, match="no-such-program"):
-        submit(place / "runs", program=("/no-such-program",))
+        submit(place / "runs", program=("/no-such-program",), retry=31)
     assert tree(place) == before
     assert texts == (files.plan.read_bytes(), files.termination.read_bytes())
     assert localrun.look(files).state == "stopped"
@@ -279,10 +286,9 @@ def mounts(missing):
         ["unshare", "-m", "sh", "-c", "mount -t tmpfs none /mnt"], capture_output=True, check=False
     )
     if tried.returncode:
-        missing("e2e", "needs root and mount namespaces")
+        missing("chaos", "needs root and mount namespaces")
 
 
-@pytest.mark.e2e
 def test_a_full_disk_is_told(place, mounts):
     done = mounted(place, "size=4k", *SUBMIT)
     assert done.returncode == 69
@@ -291,7 +297,6 @@ def test_a_full_disk_is_told(place, mounts):
     assert done.stdout == ""
 
 
-@pytest.mark.e2e
 def test_a_read_only_store_is_told(place, mounts):
     done = mounted(place, "ro", *SUBMIT)
     assert done.returncode == 77

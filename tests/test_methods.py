@@ -91,11 +91,12 @@ def test_locally_model_and_data_are_the_tiny_ones():
     )
 
 
-def test_the_learning_rate_of_tiny_goes_by_the_method():
-    rates = {
-        m: train(local=True, flags={"method": m}).spec.learning_rate for m in ("lora", "vanilla")
-    }
-    assert rates["lora"] != rates["vanilla"]
+@pytest.mark.parametrize("method", ["vanilla", "lora", "lora-te"])
+def test_the_learning_rate_of_tiny_goes_by_the_method(method):
+    overlay = yaml.safe_load((FOLDER / "tiny.yaml").read_text())
+    found = train(local=True, flags={"method": method})
+    assert found.spec.learning_rate == overlay[method]["learning_rate"]
+    assert found.origins["learning_rate"] == "model tiny"
 
 
 def test_tiny_overlay_of_inference():
