@@ -141,7 +141,7 @@ def verify(store: Store, key: str, sha256: str) -> None:
     Raises:
         OSError: the store gives back other bytes than were written.
     """
-    if hashlib.sha256(store.read(key)).hexdigest() != sha256:
+    if store.sha256(key) != sha256:
         raise OSError(f"{key}: the store gives back other bytes than were written")
 
 

@@ -8,6 +8,8 @@ anywhere, on any number of workers, and each number is the same. Must not import
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,7 +28,12 @@ def generator(seed: int, purpose: int, *position: int) -> np.random.Generator:
 def sample_index(seed: int, position: int, count: int) -> int:
     """Return which of `count` samples stands at `position` of the run, epochs one after another."""
     epoch, place = divmod(position, count)
-    return int(generator(seed, ORDER, epoch).permutation(count)[place])
+    return int(_order(seed, epoch, count)[place])
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    return generator(seed, ORDER, epoch).permutation(count)
 
 
 def training_noise(seed: int, position: int, shape: tuple[int, ...]) -> NDArray[np.float32]:

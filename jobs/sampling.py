@@ -50,7 +50,7 @@ class Denoise(nn.Cell):  # type: ignore[misc]
         time_ids: Tensor,
         guidance: Tensor,
     ) -> Tensor:
-        """Return the guided prediction [B, 4, h, w] fp32; embeds [2B, 77, d], negative half first."""
+        """Return the guided prediction [B, 4, h, w] fp32; embeds [2B, 77, d], negatives first."""
         twice = ops.cat([x, x]).astype(self.kind)  # [B, 4, h, w] -> [2B, 4, h, w]
         conditions = {"text_embeds": pooled.astype(self.kind), "time_ids": time_ids}
         out = self.unet(twice, timestep, embeds.astype(self.kind), added_cond_kwargs=conditions)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
@@ -51,6 +52,9 @@ class Store(Protocol):
 
     def read(self, key: str) -> bytes:
         """Return the object's bytes."""
+
+    def sha256(self, key: str) -> str:
+        """Return the digest of the object's bytes as the store gives them back, hex."""
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """Yield the objects whose key starts with `prefix`, in order of key."""
@@ -129,6 +133,10 @@ class FileStore:
 
     def read(self, key: str) -> bytes:
         return self._path(key).read_bytes()
+
+    def sha256(self, key: str) -> str:
+        with self._path(key).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def list(self, prefix: str) -> Iterator[Entry]:
         folder = self.root.joinpath(*prefix.split("/")[:-1]) if "/" in prefix else self.root

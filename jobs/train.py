@@ -165,12 +165,24 @@ def once(step: TrainStep, feed: latents.Feed, spec: TrainSpec, loop: Loop, *, st
     loop.loss, loop.grad_norm = float(loss.asnumpy()), float(norm.asnumpy())
     loop.done += 1
     loop.seconds.append(time.monotonic() - began)
-    if not np.isfinite(loop.loss):
-        raise Diverged(
-            f"step {loop.done}: the loss is {loop.loss}; lower learning_rate "
-            f"({spec.learning_rate:g}) or choose a wider precision than {spec.precision}"
-        )
+    check_finite(step, spec, loop)
     return round(float(stops.asnumpy()))
+
+
+def check_finite(step: TrainStep, spec: TrainSpec, loop: Loop) -> None:
+    """Make sure that the step was a step.
+
+    Raises:
+        Diverged: the loss is not finite, or the gradient is not and no loss scale can cure it.
+    """
+    curable = step.scaled and float(step.scale.asnumpy()) > 1.0
+    if np.isfinite(loop.loss) and (np.isfinite(loop.grad_norm) or curable):
+        return
+    what = ("loss", loop.loss) if not np.isfinite(loop.loss) else ("gradient norm", loop.grad_norm)
+    raise Diverged(
+        f"step {loop.done}: the {what[0]} is {what[1]}; lower learning_rate "
+        f"({spec.learning_rate:g}) or lora_alpha, or choose a wider precision than {spec.precision}"
+    )
 
 
 def report(outbox: Outbox, spec: TrainSpec, worker: Worker, loop: Loop) -> None:

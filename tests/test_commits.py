@@ -32,9 +32,8 @@ class Failing(FileStore):
         self._spend()
         super().write(key, data)
 
-    def read(self, key: str) -> bytes:
-        data = super().read(key)
-        return data[::-1] if self.lie and key.endswith("state") else data
+    def sha256(self, key: str) -> str:
+        return "0" * 64 if self.lie and key.endswith("state") else super().sha256(key)
 
 
 @pytest.fixture
