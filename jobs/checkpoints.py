@@ -55,5 +55,6 @@ def restore(folder: Path, spec: TrainSpec, step: TrainStep) -> int:
             f"checkpoint {folder.name}: of another method, model or rank; use a new run name"
         )
     for name, array in arrays.items():
-        parameters[name].set_data(ms.Tensor(np.ascontiguousarray(array)))
+        # A copy that keeps the shape: another shape, of a scalar too, would be another graph.
+        parameters[name].set_data(ms.Tensor(np.array(array)))
     return int(loop["step"])

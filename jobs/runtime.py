@@ -201,7 +201,10 @@ def judge(attempt: Attempt, ended: int) -> None:
         raise Killed(
             "a worker was killed (SIGKILL), as a rule for memory: give more or lower the batch"
         )
-    if ended != 0:
+    if ended < 0:
+        name = signal.Signals(-ended).name
+        raise JobError(f"a worker was ended by {name}: {last_words(attempt.logs)}")
+    if ended > 0:
         raise JobError(f"a worker ended with {ended}: {last_words(attempt.logs)}")
     if not finished(attempt):
         raise JobError("the workers ended without a result")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -198,7 +198,7 @@ def report(outbox: Outbox, spec: TrainSpec, worker: Worker, loop: Loop) -> None:
         "grad_norm": loop.grad_norm,
         "ms_per_step": round(1000 * seconds, 2),
         "img_s": round(spec.batch_size * worker.world / seconds, 3),
-        "time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
     outbox.append(layout.METRICS, row)
     log.info(

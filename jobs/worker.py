@@ -13,7 +13,7 @@ from typing import Any
 
 from jobs import compat, specs
 from jobs.environment import Environment, Worker, log_to_stdout
-from jobs.errors import JobError, Unavailable
+from jobs.errors import JobError, Stopped, Unavailable
 from jobs.outbox import Outbox
 
 log = logging.getLogger("jobs.worker")
@@ -50,7 +50,7 @@ def load(program: str) -> Program:
 
 def leave(env: Environment, worker: Worker, error: JobError) -> int:
     """Leave the reason for the supervisor."""
-    log.error("%s", error)
+    log.log(logging.INFO if isinstance(error, Stopped) else logging.ERROR, "%s", error)
     Outbox(env.work).fail(worker.rank, error.code, str(error))
     return error.code
 

@@ -89,8 +89,15 @@ def wait_for(condition: Callable[[], bool], seconds: float = 240) -> None:
         time.sleep(0.1)
 
 
+def lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
 def gone(pids: list[int]) -> bool:
-    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    return not any(map(lives, pids))
 
 
 def test_train_then_paint_with_it(here: Here) -> None:
@@ -221,7 +228,7 @@ def test_the_other_rows_train_and_resume_their_state(
     assert here.final(name) == final
 
 
-KILLED = (*TRAIN, *PLAIN, "--npus", "2", "--steps", "100", "--set", "save_every=7")
+KILLED = (*TRAIN, *PLAIN, "--npus", "2", "--steps", "150", "--set", "save_every=7")
 
 
 @pytest.fixture(scope="session")
@@ -242,7 +249,7 @@ def test_kill_9_at_random_moments_changes_no_bit(here: Here, undisturbed: dict[s
         wait_for(lambda: len(descendants(here.supervisor("storm"))) > 0)
         before = commits.committed_steps(here.store, "storm")
         # The first one anywhere from the start on, the others in the middle of training.
-        time.sleep(moments.uniform(0, 25))
+        time.sleep(moments.uniform(0, 12))
         if number:
             wait_for(lambda b=before: commits.committed_steps(here.store, "storm") != b)
             time.sleep(moments.uniform(0, 3))
@@ -259,7 +266,7 @@ def test_kill_9_at_random_moments_changes_no_bit(here: Here, undisturbed: dict[s
     assert resumed_from[-1][0] >= 14
     assert here.final("storm") == undisturbed
     steps = [row["step"] for row in here.records("storm", layout.METRICS)]
-    assert steps == list(range(1, 101))
+    assert steps == list(range(1, 151))
     calm, storm = ([r["loss"] for r in here.records(n, layout.METRICS)] for n in ("calm", "storm"))
     assert storm == calm
 
@@ -298,7 +305,7 @@ def worker(run_pid: int, rank: int) -> int:
 @pytest.mark.chaos
 @pytest.mark.parametrize(
     ("blow", "code", "words"),
-    [(signal.SIGKILL, "137", "as a rule for memory"), (signal.SIGSTOP, "79", "worker 1: silent")],
+    [(signal.SIGKILL, "137", "as a rule for memory"), (signal.SIGSTOP, "79", "worker 0: silent")],
 )
 def test_a_worker_that_is_killed_or_hangs_ends_the_run(
     here: Here, blow: signal.Signals, code: str, words: str
@@ -310,7 +317,10 @@ def test_a_worker_that_is_killed_or_hangs_ends_the_run(
     wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 3)
     supervisor = here.supervisor(name)
     tree = descendants(supervisor)
-    os.kill(worker(supervisor, 1), blow)
+    # MindSpore notices one worker that hangs by its heartbeat, and none when all of them do.
+    for pid in tree if blow == signal.SIGSTOP else [worker(supervisor, 1)]:
+        if b"jobs.sync" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, blow)
     process.communicate(timeout=150)
     assert process.returncode == 70
     reason = (here.runs / name / "local" / "termination").read_text()
