@@ -41,7 +41,8 @@ def command(env: Environment, program: str, log_dir: Path, port: int) -> list[st
     """Return the command line for `program` (train, infer) on all workers of this node.
 
     Only flags that MindSpore 2.5 and 2.7 both know. `--join=True`: otherwise msrun returns at
-    once; `--node_rank`: otherwise RANK_ID is not exported. `python3` is one of the three words
+    once; `--node_rank`: otherwise RANK_ID is not exported. `--tail_worker_log` names a rank that
+    does not exist: msrun's `tail` processes outlive it when it is killed. `python3` is one of the three words
     msrun does not put a `python` before.
     """
     return [
@@ -54,7 +55,7 @@ def command(env: Environment, program: str, log_dir: Path, port: int) -> list[st
         f"--log_dir={log_dir}",
         "--join=True",
         "--cluster_time_out=600",
-        "--tail_worker_log=0",
+        f"--tail_worker_log={env.workers * env.nodes}",
         "python3", "-u", "-m", "jobs.worker", program,
     ]  # fmt: skip
 
