@@ -42,8 +42,8 @@ def command(env: Environment, program: str, log_dir: Path, port: int) -> list[st
 
     Only flags that MindSpore 2.5 and 2.7 both know. `--join=True`: otherwise msrun returns at
     once; `--node_rank`: otherwise RANK_ID is not exported. `--tail_worker_log` names a rank that
-    does not exist: msrun's `tail` processes outlive it when it is killed. `python3` is one of the three words
-    msrun does not put a `python` before.
+    does not exist: msrun's `tail` processes outlive it when it is killed. `python3` is one of the
+    three words that msrun does not put a `python` before.
     """
     return [
         sys.executable, "-m", "mindspore.parallel.cluster.run",
