@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import msrun, runtime
+from jobs import msrun, runtime, verdict
 from jobs.attempt import Attempt, StopRequest
 from jobs.commits import Claim
 from jobs.environment import Environment
@@ -125,7 +125,7 @@ def attempt(tmp_path: Path) -> Attempt:
 def test_the_end_of_the_workers_is_translated(attempt: Attempt) -> None:
     def end(ended: int) -> type[JobError]:
         with pytest.raises(JobError) as caught:
-            runtime.judge(attempt, ended)
+            verdict.judge(attempt, ended)
         assert caught.value.code in BY_CODE
         return type(caught.value)
 
@@ -148,7 +148,7 @@ def test_the_end_of_the_workers_is_translated(attempt: Attempt) -> None:
 
 def test_success_needs_the_result_in_the_store(attempt: Attempt) -> None:
     attempt.store.write("r/result.json", b"{}")
-    runtime.judge(attempt, 0)
+    verdict.judge(attempt, 0)
 
 
 def test_the_last_words_of_a_traceback_are_found(attempt: Attempt) -> None:
@@ -158,9 +158,9 @@ def test_the_last_words_of_a_traceback_are_found(attempt: Attempt) -> None:
         "Traceback (most recent call last):\n  File x\nValueError: first\n\nDuring handling...\n"
         "Traceback (most recent call last):\n  File y\nRuntimeError: no memory left\n- C++ Stack\n"
     )
-    assert runtime.last_words(attempt.logs) == "RuntimeError: no memory left (worker_1.log)"
+    assert verdict.last_words(attempt.logs) == "RuntimeError: no memory left (worker_1.log)"
     log.write_text("nothing of the kind")
-    assert runtime.last_words(attempt.logs) == "see the workers' logs"
+    assert verdict.last_words(attempt.logs) == "see the workers' logs"
 
 
 def test_a_silent_worker_is_stalled_and_a_beating_one_is_not(attempt: Attempt) -> None:

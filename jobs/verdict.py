@@ -1,0 +1,91 @@
+"""Owns what the end of an attempt means: the workers' summaries -> result, their end -> exit code.
+
+Must not start, stop or wait for anything.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from pathlib import Path
+
+from jobs import layout
+from jobs.attempt import Attempt, finished
+from jobs.errors import BY_EXIT, JobError, Killed, Stopped, Unavailable
+from jobs.outbox import write_whole
+
+
+def conclude(attempt: Attempt) -> None:
+    """Make the run's result of the workers' summaries, if all of them have got to their end."""
+    found = attempt.outbox.summaries()
+    expected = 1 if attempt.spec.kind == "train" else attempt.env.workers
+    if len(found) < expected:
+        return
+    result: dict[str, object] = {"run": attempt.env.run, **found[0]}
+    if attempt.spec.kind == "infer":
+        seconds = max(row["seconds"] for row in found)
+        painted = sum(row["painted"] for row in found)
+        result = {
+            "kind": "infer",
+            "run": attempt.env.run,
+            "pictures": attempt.restored + painted,
+            "asked": found[0]["asked"],
+            "failed": sorted(line for row in found for line in row["failed"]),
+            "compile_s": round(max(row["compile_s"] for row in found), 1),
+            "s_per_picture": round(seconds / painted, 3) if painted else None,
+            "img_s": round(painted / seconds, 3) if painted else None,
+        }
+    write_whole(attempt.outbox.root / layout.RESULT, json.dumps(result, indent=1).encode())
+
+
+def raise_reasons(attempt: Attempt) -> None:
+    """Raise the reason that a worker gave for its end, if one did; the lowest rank speaks.
+
+    Raises:
+        JobError: with the worker's own exit code and words.
+    """
+    reasons = [pair for pair in attempt.outbox.reasons() if pair[0] != Stopped.code]
+    if reasons:
+        code, reason = reasons[0]
+        raise BY_EXIT[code](reason) if code in BY_EXIT else JobError(reason)
+
+
+def judge(attempt: Attempt, ended: int) -> None:
+    """Turn the workers' end into this attempt's: return for success, raise otherwise.
+
+    Raises:
+        JobError: with the exit code and the reason that Kubernetes and people see.
+    """
+    raise_reasons(attempt)
+    if attempt.stop.since is not None and not finished(attempt):
+        now = attempt.progress()
+        unit = "step" if attempt.spec.kind == "train" else "picture"
+        if now > attempt.restored:
+            raise Stopped(f"stopped on request: {unit} {now} is committed")
+        raise Unavailable(f"stopped on request before anything new was committed ({unit} {now})")
+    if ended == -signal.SIGKILL:
+        raise Killed(
+            "a worker was killed (SIGKILL), as a rule for memory: give more or lower the batch"
+        )
+    if ended < 0:
+        name = signal.Signals(-ended).name
+        raise JobError(f"a worker was ended by {name}: {last_words(attempt.logs)}")
+    if ended > 0:
+        raise JobError(f"a worker ended with {ended}: {last_words(attempt.logs)}")
+    if not finished(attempt):
+        raise JobError("the workers ended without a result")
+
+
+def last_words(logs: Path) -> str:
+    """Return the last line of the newest traceback in the workers' logs, or where to look."""
+    for path in sorted(logs.glob("worker_*.log")):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if "Traceback (most recent call last)" in text:
+            tail = text.rpartition("Traceback (most recent call last)")[2].splitlines()
+            lines = [
+                line for line in tail if re.match(r"[\w.]+(Error|Exception|Interrupt)\b", line)
+            ]
+            if lines:
+                return f"{lines[-1][:300]} ({path.name})"
+    return "see the workers' logs"
