@@ -5,6 +5,7 @@ Must not start processes or import MindSpore.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -23,6 +24,12 @@ from jobs.stores import Store, open_store
 
 log = logging.getLogger("jobs.attempt")
 T = TypeVar("T")
+
+STALE = (
+    "outbox", "drafts", "restored", "encoded", "alive", "ended", "reasons", "summaries", "stop",
+    "done", "uploader-reason",
+)  # fmt: skip
+"""What an attempt writes into its work directory and the next one must not find."""
 
 
 @dataclass
@@ -98,18 +105,9 @@ def prepare(env: Environment, spec: specs.Spec, stop: StopRequest) -> Attempt:
             store, env.run, cluster=env.cluster, namespace=env.namespace, uid=env.uid
         ),
     )
-    # An earlier attempt in the same directory may have left half-written files.
-    for name in (
-        "outbox",
-        "drafts",
-        "restored",
-        "alive",
-        "ended",
-        "reasons",
-        "summaries",
-        "stop",
-        "done",
-    ):
+    # An earlier attempt in the same directory may have left half of something. By name: the store
+    # may lie in the directory too.
+    for name in STALE:
         path = env.work / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     env.work.mkdir(parents=True, exist_ok=True)
@@ -141,9 +139,11 @@ def _restore(attempt: Attempt) -> None:
     except FileNotFoundError:
         return
     # Rows past the restored step belong to work that was lost and is done again.
-    for row in (json.loads(line) for line in rows):
-        if row["step"] <= attempt.restored:
-            attempt.outbox.append(layout.METRICS, row)
+    for line in rows:
+        with contextlib.suppress(ValueError):  # half a line, or somebody's edit
+            row = json.loads(line)
+            if row["step"] <= attempt.restored:
+                attempt.outbox.append(layout.METRICS, row)
 
 
 def finished(attempt: Attempt) -> bool:

@@ -81,7 +81,12 @@ def take_claim(store: Store, run: str, *, cluster: str, namespace: str, uid: str
         old = None
     epoch = 1
     if old is not None:
-        before = Claim(**json.loads(old))
+        try:
+            before = Claim(**json.loads(old))
+        except (ValueError, TypeError) as error:
+            raise BadSpec(
+                f"run {run!r}: its {layout.CLAIM} is damaged; choose another name"
+            ) from error
         if before.uid != uid:
             raise BadSpec(
                 f"run {run!r}: its records belong to another submission ({before.uid} in "

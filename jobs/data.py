@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +112,12 @@ def _table(spec: TrainSpec, env: Environment) -> Any:
         from jobs.tiny import drawings
 
         folder = env.work / "tiny-data"
-        drawings.write_folder(folder)
+        if not folder.is_dir():
+            # Each worker draws its own and renames it; the first one wins.
+            part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
+            drawings.write_folder(part)
+            with contextlib.suppress(OSError):
+                part.rename(folder)
         return _folder(folder, spec)
     path = Path(spec.data)
     if path.is_dir():

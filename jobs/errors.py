@@ -14,6 +14,7 @@ killed by the kernel     137   counted retry: out of memory
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -105,3 +106,18 @@ BY_EXIT: dict[int, type[JobError]] = {
     cls.code: cls
     for cls in (BadSpec, BadData, Diverged, PicturesFailed, Stopped, Unavailable, Stalled)
 }
+
+_NO_MORE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+def planned(error: Exception, where: object) -> JobError | None:
+    """Return the planned failure that an exception stands for, or None if it is a bug.
+
+    A disk that takes nothing more is planned; `where` names it if the exception does not.
+    """
+    if isinstance(error, JobError):
+        return error
+    if isinstance(error, OSError) and error.errno in _NO_MORE:
+        place = error.filename or where
+        return Unavailable(f"{place}: {error.strerror}; make room or give it another place")
+    return None

@@ -24,7 +24,7 @@ from types import FrameType
 from jobs import __version__, specs
 from jobs.attempt import Attempt, StopRequest, finished, prepare
 from jobs.environment import Environment, log_to_stdout
-from jobs.errors import BY_CODE, BY_EXIT, JobError, Stalled, Unavailable
+from jobs.errors import BY_CODE, BY_EXIT, JobError, Stalled, Unavailable, planned
 from jobs.msrun import Follower, Msrun, die_with_parent
 from jobs.verdict import conclude, judge, raise_reasons
 
@@ -213,12 +213,12 @@ def main() -> int:
         log.info("%s run=%s kind=%s spec=%s", versions(), env.run, spec.kind, digest)
         run(env, spec, stop)
         code, reason = 0, "results are committed and verified"
-    except JobError as error:
-        name = BY_CODE[error.code].name
-        code, reason = error.code, f"{name}: {error}"
     except Exception as error:
-        log.exception("bug")
-        code, reason = 1, f"bug: {type(error).__name__}: {error}"
+        known = planned(error, os.environ.get("JOB_WORK"))
+        if known is None:
+            log.exception("bug")
+            known = JobError(f"{type(error).__name__}: {error}")
+        code, reason = known.code, f"{BY_CODE[known.code].name}: {known}"
     (log.info if code == 0 else log.error)("exit=%d %s", code, reason)
     terminate(log_file, code, reason)
     return code

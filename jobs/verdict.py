@@ -71,6 +71,8 @@ def judge(attempt: Attempt, ended: int) -> None:
     if ended < 0:
         name = signal.Signals(-ended).name
         raise JobError(f"a worker was ended by {name}: {last_words(attempt.logs)}")
+    if ended in BY_EXIT and ended != Stopped.code:
+        raise BY_EXIT[ended](f"a worker left no reason; {last_words(attempt.logs)}")
     if ended > 0:
         raise JobError(f"a worker ended with {ended}: {last_words(attempt.logs)}")
     if not finished(attempt):

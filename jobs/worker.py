@@ -6,14 +6,14 @@ the reason go to the outbox.
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any
 
 from jobs import compat, specs
 from jobs.environment import Environment, Worker, log_to_stdout
-from jobs.errors import JobError, Stopped, Unavailable
+from jobs.errors import JobError, Stopped, planned
 from jobs.outbox import Outbox
 
 log = logging.getLogger("jobs.worker")
@@ -29,12 +29,11 @@ def main(program: str) -> int:
     try:
         spec = specs.parse_json(env.spec)
         load(program)(env, spec, worker)
-    except JobError as error:
-        return leave(env, worker, error)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
+    except Exception as error:
+        known = planned(error, env.work)
+        if known is None:
             raise
-        return leave(env, worker, Unavailable(f"{error.filename or env.work}: {error.strerror}"))
+        return leave(env, worker, known)
     Outbox(env.work).end(worker.rank)
     return 0
 
@@ -51,7 +50,8 @@ def load(program: str) -> Program:
 def leave(env: Environment, worker: Worker, error: JobError) -> int:
     """Leave the reason for the supervisor."""
     log.log(logging.INFO if isinstance(error, Stopped) else logging.ERROR, "%s", error)
-    Outbox(env.work).fail(worker.rank, error.code, str(error))
+    with contextlib.suppress(OSError):  # a full disk takes no reason; the exit code speaks then
+        Outbox(env.work).fail(worker.rank, error.code, str(error))
     return error.code
 
 

@@ -133,6 +133,7 @@ def test_the_end_of_the_workers_is_translated(attempt: Attempt) -> None:
     assert end(-9) is Killed
     assert end(-11) is JobError
     assert end(1) is JobError
+    assert end(69) is Unavailable, "a worker on a full disk can leave no reason"
     attempt.stop.since = time.monotonic()
     assert end(75) is Unavailable, "nothing new was committed"
     for name in ("COMMITTED", "state"):
