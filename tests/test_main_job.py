@@ -143,6 +143,33 @@ def test_train_then_paint_with_it(here: Here) -> None:
     assert here.result("painted")["pictures"] == 2
 
 
+def readme_commands() -> list[list[str]]:
+    """Return the launcher's commands in the README's blocks, placeholders filled in."""
+    import re
+    import shlex
+
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    blocks = re.findall(r"^```sh\n(.*?)^```$", text, re.M | re.S)
+    lines = [line for block in blocks for line in block.splitlines()]
+    found = [re.split(r" \| | > ", line)[0] for line in lines if line.startswith("launcher ")]
+    places = {"RUN": "style", "DIR": "copy"}
+    return [[places.get(w, w) for w in shlex.split(line, comments=True)[1:]] for line in found]
+
+
+def test_the_other_commands_of_the_readme_work(here: Here) -> None:
+    """After the main job: each as it stands there, submissions as dry runs."""
+    commands = readme_commands()
+    assert {words[0] for words in commands} == {
+        "submit", "list", "status", "logs", "cancel", "fetch", "config",
+    }  # fmt: skip
+    for words in commands:
+        dry = ["--dry-run"] if words[0] == "submit" and "--dry-run" not in words else []
+        settings = {"LAUNCHER_IMAGE": "registry.example/jobs:1", "LAUNCHER_STORE": "s3://b/p"}
+        cluster = words[0] == "submit" and "--backend" not in words
+        here.run(*words, *dry, **(settings if cluster else {}))
+    assert (here.folder / "copy" / "result.json").is_file()
+
+
 def test_a_restart_paints_only_what_is_missing(here: Here) -> None:
     """Take pictures and result of a finished run away: as if it had been killed half-way."""
     prompts = here.folder / "six.txt"
