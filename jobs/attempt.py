@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from jobs import commits, layout, specs
 from jobs.environment import Environment
-from jobs.errors import Unavailable
+from jobs.errors import BadData, PicturesFailed, Unavailable
 from jobs.outbox import Outbox
 from jobs.stores import Store, open_store
 
@@ -73,18 +73,20 @@ class Attempt:
             return 0
 
 
-def patiently(env: Environment, what: str, action: Callable[[], T]) -> T:
+def patiently(env: Environment, stop: StopRequest, what: str, action: Callable[[], T]) -> T:
     """Return what `action` returns; while the store is away try again, up to the deadline.
 
     Raises:
-        Unavailable: the store was away for longer.
+        Unavailable: the store was away for longer, or a stop was asked for meanwhile.
     """
     started = time.monotonic()
     while True:
         try:
             return action()
+        except FileNotFoundError:
+            raise  # the store has answered
         except OSError as error:
-            if time.monotonic() - started >= env.store_deadline_seconds:
+            if time.monotonic() - started >= env.store_deadline_seconds or stop.since is not None:
                 raise Unavailable(f"store {env.store}: {what}: {error}") from error
             log.warning("store=away what=%s error=%r", what, str(error))
             time.sleep(2)
@@ -100,6 +102,7 @@ def prepare(env: Environment, spec: specs.Spec, stop: StopRequest) -> Attempt:
     store = open_store(env.store)
     claim = patiently(
         env,
+        stop,
         "claim",
         lambda: commits.take_claim(
             store, env.run, cluster=env.cluster, namespace=env.namespace, uid=env.uid
@@ -113,11 +116,11 @@ def prepare(env: Environment, spec: specs.Spec, stop: StopRequest) -> Attempt:
     env.work.mkdir(parents=True, exist_ok=True)
     attempt = Attempt(env, spec, store, claim, stop)
     shutil.rmtree(attempt.logs, ignore_errors=True)
-    patiently(env, "restore", lambda: _restore(attempt))
+    patiently(env, stop, "restore", lambda: _restore(attempt))
     text = specs.to_json(spec)
     record = {"spec": json.loads(text), "sha256": _sha256(text), "attempts": claim.epoch}
     body = json.dumps(record, indent=1).encode()
-    patiently(env, layout.SPEC, lambda: store.write(layout.key(env.run, layout.SPEC), body))
+    patiently(env, stop, layout.SPEC, lambda: store.write(layout.key(env.run, layout.SPEC), body))
     return attempt
 
 
@@ -126,27 +129,65 @@ def _sha256(text: str) -> str:
 
 
 def _restore(attempt: Attempt) -> None:
+    """Fetch the state to go on from, and the metrics up to it."""
     attempt.restored = attempt.progress()
-    env = attempt.env
     if attempt.spec.kind != "train":
         return
-    if attempt.restored:
-        name = layout.step_name(attempt.restored)
-        prefix = layout.key(env.run, layout.CHECKPOINTS, name)
-        commits.download(attempt.store, prefix, env.work / "restored" / name)
+    attempt.restored = _restore_checkpoint(attempt)
     try:
-        rows = attempt.store.read(layout.key(env.run, layout.METRICS)).decode().splitlines()
+        rows = attempt.store.read(layout.key(attempt.env.run, layout.METRICS)).splitlines()
     except FileNotFoundError:
         return
     # Rows past the restored step belong to work that was lost and is done again.
     for line in rows:
         with contextlib.suppress(ValueError):  # half a line, or somebody's edit
             row = json.loads(line)
-            if row["step"] <= attempt.restored:
+            step = row.get("step") if isinstance(row, dict) else None
+            if isinstance(step, int) and step <= attempt.restored:
                 attempt.outbox.append(layout.METRICS, row)
 
 
+def _restore_checkpoint(attempt: Attempt) -> int:
+    """Fetch the newest committed state that is whole, and return its step; 0 if there is none.
+
+    Raises:
+        Unavailable: there are committed states, and all are damaged.
+    """
+    env, store = attempt.env, attempt.store
+    steps = commits.committed_steps(store, env.run)
+    for step in reversed(steps):
+        name = layout.step_name(step)
+        prefix = layout.key(env.run, layout.CHECKPOINTS, name)
+        try:
+            commits.download(store, prefix, env.work / "restored" / name)
+        except (BadData, FileNotFoundError) as error:
+            shutil.rmtree(env.work / "restored" / name, ignore_errors=True)
+            if step == steps[0]:
+                raise Unavailable(
+                    f"run {env.run!r}: no committed step is whole ({error}); repair it, or start "
+                    "over under another name"
+                ) from error
+            log.warning("damaged=%s error=%r; going back to an older step", name, str(error))
+            # Not committed any more: it will be done again, and must not count as progress.
+            store.delete(f"{prefix}/{layout.COMMITTED}")
+        else:
+            return step
+    return 0
+
+
 def finished(attempt: Attempt) -> bool:
-    """Say whether an earlier attempt has already written the result (its last act)."""
-    key = layout.key(attempt.env.run, layout.RESULT)
-    return any(entry.key == key for entry in attempt.store.list(key))
+    """Say whether the result, the last thing written, is in the store.
+
+    Raises:
+        PicturesFailed: it is, and tells of pictures that could not be made.
+    """
+    try:
+        result = json.loads(attempt.store.read(layout.key(attempt.env.run, layout.RESULT)))
+    except FileNotFoundError:
+        return False
+    except ValueError:
+        return False  # damaged: what it is made of is still there
+    failed = result.get("failed") if isinstance(result, dict) else None
+    if failed:
+        raise PicturesFailed(f"pictures of lines {', '.join(map(str, failed))} could not be made")
+    return True

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from jobs import layout
-from jobs.errors import BadData, BadSpec
+from jobs.errors import BadData, BadSpec, Unavailable
 from jobs.stores import Conflict, Store
 
 
@@ -97,7 +97,7 @@ def take_claim(store: Store, run: str, *, cluster: str, namespace: str, uid: str
     try:
         store.swap(key, old, claim.to_json())
     except Conflict as error:
-        raise BadSpec(f"run {run!r}: another attempt started at the same moment") from error
+        raise Unavailable(f"run {run!r}: another attempt started at the same moment") from error
     return claim
 
 
@@ -105,10 +105,14 @@ def check_claim(store: Store, run: str, claim: Claim) -> None:
     """Make sure that the run is still this attempt's.
 
     Raises:
-        BadSpec: a newer attempt or another submission has taken it over.
+        Unavailable: a newer attempt has taken it over; not final, for that one may be fine.
     """
-    if store.read(layout.key(run, layout.CLAIM)) != claim.to_json():
-        raise BadSpec(
+    try:
+        now = store.read(layout.key(run, layout.CLAIM))
+    except FileNotFoundError:
+        now = b""
+    if now != claim.to_json():
+        raise Unavailable(
             f"run {run!r}: taken over by another attempt; this one must not write any more"
         )
 
@@ -161,6 +165,12 @@ def committed_steps(store: Store, run: str) -> list[int]:
     return sorted(step for step in steps if step is not None)
 
 
+def is_committed(store: Store, prefix: str) -> bool:
+    """Say whether the set has its marker."""
+    key = f"{prefix}/{layout.COMMITTED}"
+    return any(entry.key == key for entry in store.list(key))
+
+
 def read_manifest(store: Store, prefix: str) -> Manifest:
     """Return the manifest of a committed set.
 
@@ -168,7 +178,7 @@ def read_manifest(store: Store, prefix: str) -> Manifest:
         FileNotFoundError: the set is not committed.
         BadData: the manifest is not the one that was committed.
     """
-    digest = store.read(f"{prefix}/{layout.COMMITTED}").decode().strip()
+    digest = store.read(f"{prefix}/{layout.COMMITTED}").decode("ascii", "replace").strip()
     raw = store.read(f"{prefix}/{layout.MANIFEST}")
     if hashlib.sha256(raw).hexdigest() != digest:
         raise BadData(f"{store.url}/{prefix}: its manifest is not the one that was committed")

@@ -7,7 +7,7 @@ import io
 import os
 
 from jobs.environment import Environment, Worker
-from jobs.msrun import die_with_parent
+from jobs.msrun import die_with_supervisor
 
 
 def pin(local: int, threads: int) -> None:
@@ -28,7 +28,7 @@ def start(env: Environment) -> Worker:
     In the process that msrun starts as its scheduler the call never returns: `init` serves the
     group until it ends, and the process exits.
     """
-    die_with_parent()
+    die_with_supervisor()
     worker = Worker.read()
     scheduler = os.environ.get("MS_ROLE") == "MS_SCHED"
     if env.device == "CPU" and not scheduler:

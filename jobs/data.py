@@ -62,12 +62,12 @@ class Captioned:
             ) from error
         width, height = image.size
         scale = size / min(width, height)
-        image = image.resize(
-            (max(size, round(width * scale)), max(size, round(height * scale))),
-            Image.Resampling.LANCZOS,
-        )
-        left, top = (image.width - size) // 2, (image.height - size) // 2
-        image = image.crop((left, top, left + size, top + size))
+        # The scaled size first, then its centre: cut out before it is scaled, since a picture of
+        # 1 x 20,000 pixels scaled as a whole would not fit any memory.
+        left, top = ((max(size, round(side * scale)) - size) // 2 for side in (width, height))
+        box = (left / scale, top / scale, (left + size) / scale, (top + size) / scale)
+        box = (*box[:2], min(box[2], width), min(box[3], height))
+        image = image.resize((size, size), Image.Resampling.LANCZOS, box=box)
         pixels = np.asarray(image, np.float32).transpose(2, 0, 1) / np.float32(127.5) - np.float32(
             1
         )
@@ -184,8 +184,8 @@ def _beside(picture: Path, spec: TrainSpec) -> str:
             f"{picture}: has no caption; put a metadata.jsonl (file_name, {spec.caption_column}) "
             f"into the folder or {text.name} beside the picture"
         ) from None
-    except UnicodeDecodeError as error:
-        raise BadData(f"{text}: not UTF-8 text") from error
+    except (UnicodeDecodeError, OSError) as error:
+        raise BadData(f"{text}: cannot be read as UTF-8 text") from error
 
 
 def _from_metadata(folder: Path, metadata: Path, spec: TrainSpec) -> dict[Path, Any]:

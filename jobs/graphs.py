@@ -79,11 +79,10 @@ def open_cache(
     try:
         commits.download(store, prefix, folder)
         warm = True
-    except FileNotFoundError:
-        pass
     except (BadData, OSError, ValueError) as error:
-        log.warning("graphs=ignored error=%r", str(error))
-        shutil.rmtree(folder)
+        if commits.is_committed(store, prefix):
+            log.warning("graphs=ignored error=%r", str(error))
+        shutil.rmtree(folder)  # part of a damaged set would be published with the new graphs
         folder.mkdir()
     os.environ["MS_COMPILER_CACHE_ENABLE"] = "1"
     os.environ["MS_COMPILER_CACHE_PATH"] = str(folder)

@@ -20,6 +20,7 @@ from jobs import diffusion, draws, model
 from jobs.compat import eager
 from jobs.data import Captioned
 from jobs.environment import Environment, Worker
+from jobs.errors import Stopped
 from jobs.outbox import Outbox
 from jobs.specs import TrainSpec
 
@@ -56,6 +57,8 @@ def encode(
     share = range(worker.rank, len(captioned.captions), worker.world)
     rows: dict[str, list[Array]] = {"moments": [], "time_ids": [], "text": [], "text_2": []}
     for index in share:
+        if outbox.stop.exists():
+            raise Stopped("stopped before the first step")
         picture = captioned.picture(index, spec.resolution)
         with eager():
             moments = vae.encode(Tensor(picture.pixels[None]))[0].astype(ms.float32).asnumpy()[0]
@@ -72,6 +75,8 @@ def encode(
     (root / f"ready-{worker.rank}").touch()
     # A worker that dies takes the others with it (msrun), so the wait needs no end of its own.
     while not all((root / f"ready-{rank}").exists() for rank in range(worker.world)):
+        if outbox.ended():  # one was asked to stop before it was ready
+            raise Stopped("stopped before the first step")
         time.sleep(POLL_SECONDS)
         outbox.beat(worker.rank)
     return Encoded(**{name: _gather(root, name, len(captioned.captions), worker) for name in rows})

@@ -25,9 +25,27 @@ _PR_SET_PDEATHSIG = 1
 """prctl(2): signal this process when its parent ends."""
 
 
+SUPERVISOR = "JOB_SUPERVISOR"
+"""Environment variable with the supervisor's pid, for the workers below msrun."""
+
+
 def die_with_parent() -> None:
     """Ask the kernel to kill this process when its parent ends, so that kill -9 leaves nothing."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def die_with_supervisor() -> None:
+    """Ask the same for a worker, and end at once if msrun is gone before the kernel was asked."""
+    die_with_parent()
+    supervisor = os.environ.get(SUPERVISOR)
+    if supervisor is not None and _parent(os.getppid()) != int(supervisor):
+        os._exit(1)
+
+
+def _parent(pid: int) -> int | None:
+    with contextlib.suppress(OSError, ValueError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return None
 
 
 def free_port() -> int:
@@ -66,8 +84,8 @@ def descendants(pid: int) -> list[int]:
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
-        with contextlib.suppress(OSError, ValueError):
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+        parent = _parent(int(entry.name))
+        if parent is not None:
             children.setdefault(parent, []).append(int(entry.name))
     found, queue = [], [pid]
     while queue:
@@ -98,7 +116,7 @@ class Msrun:
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, **variables, "PATH": path},
+                env={**os.environ, **variables, "PATH": path, SUPERVISOR: str(os.getpid())},
                 preexec_fn=die_with_parent,
             )
         return cls(process, console)

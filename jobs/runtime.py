@@ -159,6 +159,8 @@ def run(env: Environment, spec: specs.Spec, stop: StopRequest) -> None:
     if finished(attempt):
         log.info("result=present; nothing is left to do")
         return
+    if stop.since is not None:
+        raise Unavailable("stopped on request before the workers were started")
     log.info(
         "attempt=%d restored=%d workers=%d", attempt.claim.epoch, attempt.restored, env.workers
     )

@@ -23,7 +23,11 @@ class Frozen(BaseModel):
     """Immutable; an unknown key is an error, never a silent no-op."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
     )
 
 
@@ -69,7 +73,7 @@ class TrainSpec(Frozen):
     """Steps between checkpoints; also the most work a preemption can cost."""
     log_every: int = Field(10, ge=1)
     """Steps between log lines and metrics rows."""
-    validation_prompts: tuple[str, ...] = ()
+    validation_prompts: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Prompts painted at the end with the trained weights, and every `validate_every` steps."""
     validate_every: int = Field(0, ge=0)
     """Steps between validation pictures; 0 paints at the end only."""
@@ -89,7 +93,7 @@ class PromptRow(Frozen):
 class PromptFile(Frozen):
     """Prompts that are too long for the spec and wait in the store."""
 
-    key: str = Field(min_length=1)
+    key: str = Field(pattern=r"^cache/prompts/[0-9a-f]{64}\.jsonl$")
     """Key in the store, relative to its root; JSON lines of PromptRow."""
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     """Digest of those bytes; a file that differs is refused."""
@@ -105,7 +109,7 @@ class InferSpec(Frozen):
     """Pipeline folder, hub id, or `tiny` for the small SDXL that ships."""
     model_revision: str = Field("main", min_length=1)
     """Revision of a hub model; ignored for folders."""
-    lora: str | None = None
+    lora: str | None = Field(None, pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
     """Name of a training run in the same store whose LoRA is merged into the weights."""
     lora_step: int | None = Field(None, ge=1)
     """Committed step of that run; none means its newest at the start of the job."""

@@ -2,7 +2,7 @@
 
 It runs beside the workers, so that training waits for the local write alone. Must not decide
 what a run is worth: it ends with 0 when everything is in the store, 69 when the store was away
-past the deadline, 78 when the run belongs to another attempt.
+past the deadline or the run belongs to a newer attempt.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Uploader:
                 self.store,
                 prefix,
                 folder,
-                check=lambda: commits.check_claim(self.store, self.run, self.claim),
+                check=self._check_claim,
             ),
         )
         size = sum(row.bytes for row in commits.describe(folder).files)
@@ -105,12 +105,15 @@ class Uploader:
                 path.unlink()
                 picture.unlink()
 
+    def _check_claim(self) -> None:
+        commits.check_claim(self.store, self.run, self.claim)
+
     def _put(self, key: str, path: Path) -> None:
         self.store.put(key, path)
         commits.verify(self.store, key, commits.sha256_of(path))
 
     def _write_rows(self) -> None:
-        commits.check_claim(self.store, self.run, self.claim)
+        self._check_claim()
         rows = sorted(
             self.rows, key=lambda text: (json.loads(text)["line"], json.loads(text)["image"])
         )
@@ -119,13 +122,14 @@ class Uploader:
     def _records(self, *, force: bool = False) -> None:
         root = self.outbox.root
         logs = self.outbox.work / layout.LOGS
-        found = [(p.name, p) for p in root.glob("*.json*") if p.name != layout.RESULT]
+        found = [(p.name, p) for p in root.glob("[!.]*.json*") if p.name != layout.RESULT]
         found += [(p.relative_to(self.outbox.work).as_posix(), p) for p in logs.rglob("*.log")]
         for name, path in found:
             size, when = path.stat().st_size, self.sent.get(name, (-1, 0.0))
             if size == when[0] or (not force and time.monotonic() - when[1] < RECORD_SECONDS):
                 continue
             key = layout.key(self.run, name)
+            self.retrying(name, self._check_claim)
             self.retrying(name, lambda p=path, k=key: self.store.put(k, p))  # type: ignore[misc]
             self.sent[name] = (size, time.monotonic())
 
@@ -135,6 +139,7 @@ class Uploader:
         self._records(force=True)
         result = self.outbox.root / layout.RESULT
         if result.exists():
+            self.retrying(layout.RESULT, self._check_claim)
             key = layout.key(self.run, layout.RESULT)
             self.retrying(layout.RESULT, lambda: self._put(key, result))
 
@@ -152,7 +157,7 @@ def upload(env: Environment, claim: commits.Claim) -> None:
 
     Raises:
         Unavailable: the store was away past the deadline.
-        BadSpec: the run belongs to another attempt.
+        Unavailable: the run belongs to a newer attempt.
     """
     store = open_store(env.store)
     rows = known_rows(store, env.run)

@@ -48,10 +48,16 @@ def load(program: str) -> Program:
 
 
 def leave(env: Environment, worker: Worker, error: JobError) -> int:
-    """Leave the reason for the supervisor."""
+    """Leave the reason for the supervisor; a worker that was asked to stop has not failed.
+
+    It ends with 0: at any other code msrun would kill rank 0, which may still be saving.
+    """
     log.log(logging.INFO if isinstance(error, Stopped) else logging.ERROR, "%s", error)
     with contextlib.suppress(OSError):  # a full disk takes no reason; the exit code speaks then
         Outbox(env.work).fail(worker.rank, error.code, str(error))
+    if isinstance(error, Stopped):
+        Outbox(env.work).end(worker.rank)
+        return 0
     return error.code
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs import commits, layout
-from jobs.errors import BadData, BadSpec
+from jobs.errors import BadData, BadSpec, Unavailable
 from jobs.stores import FileStore
 
 OURS = {"cluster": "c", "namespace": "n", "uid": "u1"}
@@ -108,7 +108,7 @@ def test_an_old_attempt_can_neither_commit_nor_hide(store: Failing, folder: Path
     old = commits.take_claim(store, "run", **OURS)
     new = commits.take_claim(store, "run", **OURS)
     commits.commit(store, PREFIX, folder, lambda: commits.check_claim(store, "run", new))
-    with pytest.raises(BadSpec, match="taken over"):
+    with pytest.raises(Unavailable, match="taken over"):
         commits.commit(store, PREFIX, folder, lambda: commits.check_claim(store, "run", old))
     assert commits.committed_steps(store, "run") == [20]
 
@@ -125,6 +125,26 @@ def test_an_attempt_overtaken_during_its_upload_does_not_commit(
             commits.take_claim(store, "run", **OURS)
         commits.check_claim(store, "run", mine)
 
-    with pytest.raises(BadSpec):
+    with pytest.raises(Unavailable):
         commits.commit(store, PREFIX, folder, check)
     assert commits.committed_steps(store, "run") == []
+
+
+def test_a_set_written_again_is_invisible_until_whole(store: Failing, folder: Path) -> None:
+    commits.commit(store, PREFIX, folder)
+    (folder / "state").write_bytes(b"other bytes")
+    store.writes_left = 1
+    with pytest.raises(OSError):
+        commits.commit(store, PREFIX, folder)
+    assert commits.committed_steps(store, "run") == []
+
+
+@pytest.mark.parametrize("junk", [b"", b"{", b"[]", b'{"uid": "u1"}', b"\xff"])
+def test_a_damaged_claim_or_marker_is_named(store: Failing, folder: Path, junk: bytes) -> None:
+    store.write("run/claim.json", junk)
+    with pytest.raises(BadSpec, match=r"claim\.json is damaged"):
+        commits.take_claim(store, "run", **OURS)
+    commits.commit(store, PREFIX, folder)
+    store.write(f"{PREFIX}/{layout.COMMITTED}", junk)
+    with pytest.raises(BadData, match="manifest"):
+        commits.read_manifest(store, PREFIX)

@@ -84,6 +84,14 @@ def test_a_picture_is_scaled_cropped_and_described(tmp_path: Path, env: Environm
     assert picture.time_ids.tolist() == [100, 200, 0, 25, 50, 50]
 
 
+def test_a_very_long_picture_fits_into_memory(tmp_path: Path, env: Environment) -> None:
+    Image.new("RGB", (2, 20000), "red").save(tmp_path / "long.png")
+    (tmp_path / "long.txt").write_text("a red line")
+    picture = load(tmp_path, env).picture(0, 512)
+    assert picture.pixels.shape == (3, 512, 512)
+    assert picture.time_ids.tolist()[:2] == [20000, 2]
+
+
 def test_greyscale_and_alpha_become_rgb(tmp_path: Path, env: Environment) -> None:
     for name, mode in (("a", "L"), ("b", "RGBA"), ("c", "P")):
         Image.new(mode, (32, 32)).save(tmp_path / f"{name}.png")

@@ -317,6 +317,39 @@ def test_cancel_commits_and_the_same_command_goes_on(
     assert here.final("paused") == undisturbed
 
 
+@pytest.mark.chaos
+def test_nothing_is_left_of_a_run_killed_while_its_workers_start(here: Here) -> None:
+    process = here.start(*KILLED, "--name", "early")
+    pid_file = here.runs / "early" / "local" / "pid"
+    wait_for(pid_file.exists)
+    supervisor = here.supervisor("early")
+    wait_for(lambda: len(descendants(supervisor)) >= 4)  # uploader, msrun, scheduler, a worker
+    tree = descendants(supervisor)
+    os.kill(supervisor, signal.SIGKILL)
+    process.communicate(timeout=60)
+    wait_for(lambda: gone(tree), seconds=20)
+
+
+@pytest.mark.chaos
+def test_a_stop_waits_for_a_slow_save(here: Here, undisturbed: dict[str, bytes]) -> None:
+    """Rank 0 stopped by SIGSTOP for a while, as if it wrote 31 GB; rank 1 is long through."""
+    process = here.start(*KILLED, "--name", "slow")
+    metrics = here.runs / "slow" / layout.METRICS
+    wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 3)
+    supervisor = here.supervisor("slow")
+    first = worker(supervisor, 0)
+    draft = here.runs / "slow" / "local" / "work" / "drafts"
+    saving = here.start("cancel", "slow")
+    wait_for(lambda: (draft.is_dir() and any(draft.iterdir())) or not lives(first), 30)
+    if lives(first):
+        os.kill(first, signal.SIGSTOP)
+        time.sleep(6)
+        os.kill(first, signal.SIGCONT)
+    process.communicate(timeout=90)
+    saving.communicate(timeout=30)
+    assert (here.runs / "slow" / "local" / "termination").read_text().startswith("75 ")
+
+
 def worker(run_pid: int, rank: int) -> int:
     """Return the pid of the worker with this rank below a supervisor."""
     for pid in descendants(run_pid):

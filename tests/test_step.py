@@ -161,6 +161,10 @@ def test_a_merged_lora_computes_what_the_injected_one_does(tmp_path: Path) -> No
     assert lora.merge({"unet": base}, lora.read(tmp_path / "lora.safetensors"), 1.0) == 2
     assert np.allclose(base(ms.Tensor(INPUT)).asnumpy(), expected, rtol=1e-4, atol=1e-4)
     assert not np.allclose(plain, expected, rtol=1e-2)
+    half = Two()
+    lora.merge({"unet": half}, lora.read(tmp_path / "lora.safetensors"), 0.5)
+    weights = [net.attn1.to_q.weight.asnumpy() for net in (Two(), half, base)]
+    assert np.allclose(weights[1], (weights[0] + weights[2]) / 2, atol=1e-5)
 
 
 def test_a_lora_of_another_model_is_refused() -> None:

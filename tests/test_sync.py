@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs import commits, layout, sync
-from jobs.errors import BadSpec, Unavailable
+from jobs.errors import Unavailable
 from jobs.outbox import Outbox
 from jobs.stores import FileStore
 
@@ -107,7 +107,7 @@ def test_the_picture_manifest_is_in_order_and_goes_on(
     after.cycle()
     assert manifest(store) == [1, 3, 12]
     paint(uploader.outbox, 99)  # the attempt before, which does not know that it is over
-    with pytest.raises(BadSpec, match="taken over"):
+    with pytest.raises(Unavailable, match="taken over"):
         uploader.cycle()
     assert manifest(store) == [1, 3, 12]
 
@@ -122,3 +122,31 @@ def test_half_written_things_are_not_seen(uploader: sync.Uploader, store: Flaky)
     (uploader.outbox.root / "rows" / ".part-00001-00.png.json").write_bytes(b"{")
     uploader.cycle()
     assert [e.key for e in store.list("run/")] == ["run/claim.json"]
+
+
+def test_an_overtaken_attempt_leaves_records_and_result_alone(
+    uploader: sync.Uploader, store: Flaky
+) -> None:
+    commits.take_claim(store, "run", cluster="", namespace="", uid="u")
+    store.write("run/result.json", b"new")
+    store.write("run/metrics.jsonl", b"new")
+    uploader.outbox.append(layout.METRICS, {"step": 1})
+    with pytest.raises(Unavailable, match="taken over"):
+        uploader.cycle()
+    (uploader.outbox.root / layout.METRICS).unlink()
+    (uploader.outbox.root / layout.RESULT).write_text("{}")
+    with pytest.raises(Unavailable, match="taken over"):
+        uploader.finish()
+    assert store.read("run/result.json") == b"new"
+    assert store.read("run/metrics.jsonl") == b"new"
+
+
+def test_a_picture_that_comes_back_changed_is_not_in_the_manifest(
+    uploader: sync.Uploader, store: Flaky, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "sha256", lambda key: "0" * 64)
+    uploader.deadline_seconds = 0.01
+    paint(uploader.outbox, 1)
+    with pytest.raises(Unavailable, match="other bytes"):
+        uploader.cycle()
+    assert manifest(store) == []

@@ -1,0 +1,124 @@
+"""What an attempt finds: no leftovers, the newest whole state, or a line that says why not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs import attempt, commits, layout
+from jobs.attempt import StopRequest
+from jobs.environment import Environment
+from jobs.errors import PicturesFailed, Unavailable
+from jobs.outbox import Outbox
+from jobs.specs import InferSpec, PromptRow, TrainSpec
+from jobs.stores import FileStore
+
+TRAIN = TrainSpec(model="tiny", data="tiny")
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> Environment:
+    store, work = str(tmp_path / "store"), tmp_path / "work"
+    return Environment(spec="", run="r", store=store, uid="u", work=work, device="CPU")
+
+
+@pytest.fixture
+def store(env: Environment) -> FileStore:
+    return FileStore(Path(env.store))
+
+
+def prepared(env: Environment) -> attempt.Attempt:
+    return attempt.prepare(env, TRAIN, StopRequest())
+
+
+def commit(store: FileStore, tmp_path: Path, step: int) -> str:
+    folder = tmp_path / f"files-{step}"
+    folder.mkdir()
+    (folder / "state").write_bytes(b"%d" % step)
+    prefix = f"r/checkpoints/{layout.step_name(step)}"
+    commits.commit(store, prefix, folder)
+    return prefix
+
+
+def test_leftovers_of_the_attempt_before_are_gone(env: Environment) -> None:
+    outbox = Outbox(env.work)
+    outbox.end(0)
+    outbox.fail(0, 78, "stale")
+    outbox.summarise(0, {"kind": "train"})
+    outbox.append(layout.METRICS, {"step": 1})
+    outbox.beat(0)
+    (outbox.draft(3) / "state").write_bytes(b"half")
+    for name in ("stop", "done", "uploader-reason"):
+        (env.work / name).write_text("78 stale")
+    (env.work / "encoded").mkdir()
+    (env.work / "encoded" / "ready-1").touch()
+    (env.work / "restored" / "step-00000009").mkdir(parents=True)
+    kept = env.work / "models" / "tiny-1"
+    kept.mkdir(parents=True)
+    prepared(env)
+    assert kept.is_dir()
+    left = {p.name for p in env.work.iterdir()}
+    assert left == {"models"}
+
+
+def test_the_newest_state_is_restored_with_the_metrics_up_to_it(
+    env: Environment, store: FileStore, tmp_path: Path
+) -> None:
+    commit(store, tmp_path, 10)
+    commit(store, tmp_path, 20)
+    rows = [json.dumps({"step": n}) for n in (5, 15, 20, 25)]
+    junk = ["{half", "[]", "{}", '{"step": "x"}']
+    store.write("r/metrics.jsonl", "\n".join([*rows, *junk]).encode())
+    found = prepared(env)
+    assert found.restored == 20
+    assert (env.work / "restored" / "step-00000020" / "state").read_bytes() == b"20"
+    lines = (found.outbox.root / layout.METRICS).read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [5, 15, 20]
+    assert json.loads(store.read("r/spec.json"))["attempts"] == 1
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "manifest"])
+def test_a_damaged_state_is_passed_over_for_the_one_before(
+    env: Environment, store: FileStore, tmp_path: Path, damage: str
+) -> None:
+    commit(store, tmp_path, 10)
+    newest = commit(store, tmp_path, 20)
+    if damage == "truncated":
+        store.write(f"{newest}/state", b"2")
+    elif damage == "missing":
+        store.delete(f"{newest}/state")
+    else:
+        store.write(f"{newest}/{layout.MANIFEST}", b"{}")
+    found = prepared(env)
+    assert found.restored == 10
+    assert found.progress() == 10, "the damaged step must not count as progress"
+    assert [p.name for p in (env.work / "restored").iterdir()] == ["step-00000010"]
+
+
+def test_a_run_without_a_whole_state_is_not_started_over(
+    env: Environment, store: FileStore, tmp_path: Path
+) -> None:
+    store.delete(f"{commit(store, tmp_path, 10)}/state")
+    with pytest.raises(Unavailable, match="no committed step is whole"):
+        prepared(env)
+    assert commits.committed_steps(store, "r") == [10]
+
+
+def test_a_result_with_failed_pictures_is_no_success(env: Environment, store: FileStore) -> None:
+    spec = InferSpec(prompts=(PromptRow(line=1, prompt="x"),))
+    found = attempt.prepare(env, spec, StopRequest())
+    assert not attempt.finished(found)
+    store.write("r/result.json", b'{"failed": [3, 5]}')
+    with pytest.raises(PicturesFailed, match="3, 5"):
+        attempt.finished(found)
+    store.write("r/result.json", b'{"failed": []}')
+    assert attempt.finished(found)
+
+
+def test_a_stop_ends_the_wait_for_a_store_that_is_away(env: Environment) -> None:
+    stop = StopRequest(since=1.0)
+    Path(env.store).write_bytes(b"a file where the store was")
+    with pytest.raises(Unavailable, match="claim"):
+        attempt.prepare(env, TRAIN, stop)
