@@ -17,7 +17,7 @@ RUN apt-get update \
 # The driver's device files belong to uid and gid 1000 of the node. A base may have that user.
 RUN { getent group 1000 || groupadd --gid 1000 jobs; } \
     && { getent passwd 1000 || useradd --uid 1000 --gid 1000 --no-create-home --home-dir /home/jobs jobs; } \
-    && install -d -o 1000 -g 1000 /home/jobs /work
+    && install -d -o 1000 -g 1000 /home/jobs /scratch
 
 # ascend: MindSpore for NPUs, CANN's own te and hccl, and sympy, which te needs. cpu: the extra.
 ARG FRAMEWORK=ascend
@@ -59,7 +59,7 @@ ENV PATH=/opt/venv/bin:${PATH} \
     HOME=/home/jobs \
     ASDOPS_LOG_PATH=/home/jobs \
     PYTHONUNBUFFERED=1
-WORKDIR /work
+WORKDIR /scratch
 USER 1000:1000
 
 # The base's entrypoint stays: it sources CANN's set_env.sh and runs what it is given.

@@ -28,9 +28,9 @@ SPEC = {
     "resolution": 128, "steps": 2, "save_every": 2, "log_every": 1,
 }  # fmt: skip
 JOB = {
-    "JOB_SPEC": json.dumps(SPEC), "JOB_RUN": "inside", "JOB_STORE": "file:///work/store",
-    "JOB_UID": "u-1", "JOB_WORK": "/work", "JOB_DEVICE": "CPU", "JOB_WORKERS": "1",
-    "JOB_NODES": "1", "TERMINATION_LOG": "/work/termination",
+    "JOB_SPEC": json.dumps(SPEC), "JOB_RUN": "inside", "JOB_STORE": "file:///scratch/store",
+    "JOB_UID": "u-1", "JOB_WORK": "/scratch", "JOB_DEVICE": "CPU", "JOB_WORKERS": "1",
+    "JOB_NODES": "1", "TERMINATION_LOG": "/scratch/termination",
 }  # fmt: skip
 
 
@@ -208,7 +208,7 @@ def test_it_runs_the_main_job(image: Image) -> None:
     ended = image.run(**JOB)
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-1000:]
     assert "cann=7.6.0.1.220:8.0.0" in ended.stdout
-    result = json.loads(image.run(["cat", "/work/store/inside/result.json"]).stdout)
+    result = json.loads(image.run(["cat", "/scratch/store/inside/result.json"]).stdout)
     assert (result["run"], result["steps"]) == ("inside", 2)
 
 
