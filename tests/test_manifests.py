@@ -108,7 +108,7 @@ PROMPTS = st.lists(TEXTS | NAMED, max_size=4).map("".join)
 @example([], "\u0085")  # PyYAML's single quotes lose it
 @given(st.lists(PROMPTS, max_size=3), PROMPTS)
 def test_any_text_reaches_the_container(prompts: list[str], tail: str) -> None:
-    spec = TrainSpec(validation_prompts=tuple(prompts), model=f"m{tail}")
+    spec = TrainSpec(validation_prompts=tuple(f"p{text}" for text in prompts), model=f"m{tail}")
     store = f"s3://bucket/{tail}"
     made = plan(spec, Target(image="i", store=store), name="cat-1", npus=1)
     manifest = render(made, base("train"))
