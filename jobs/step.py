@@ -76,6 +76,34 @@ class CaptionLoss(nn.Cell):  # type: ignore[misc]
         return self.noise_loss(noisy, timesteps, time_ids, target, embeds, two[0])
 
 
+_adamw = ops.MultitypeFuncGraph("adamw")
+
+
+@_adamw.register(*("Tensor", "Number") + ("Tensor",) * 8)  # type: ignore[misc]
+def _adamw_one(
+    lr: Tensor,
+    weight_decay: float,
+    shrink: Tensor,
+    unbias1: Tensor,
+    unbias2: Tensor,
+    finite: Tensor,
+    weight: Parameter,
+    first: Parameter,
+    second: Parameter,
+    gradient: Tensor,
+) -> Tensor:
+    """Update one weight and its moments in place; a step that is not finite is left out."""
+    gradient = gradient * shrink
+    m = BETA1 * first + (1.0 - BETA1) * gradient
+    v = BETA2 * second + (1.0 - BETA2) * ops.square(gradient)
+    update = (m / unbias1) / (ops.sqrt(v / unbias2) + EPSILON)
+    new = weight - lr * (update + weight_decay * weight)
+    ops.assign(first, ops.select(finite, m, first))
+    ops.assign(second, ops.select(finite, v, second))
+    ops.assign(weight, ops.select(finite, new, weight))
+    return finite
+
+
 class TrainStep(nn.Cell):  # type: ignore[misc]
     """One optimiser step over all workers; weights, moments and loss scale are its Parameters."""
 
@@ -109,6 +137,8 @@ class TrainStep(nn.Cell):  # type: ignore[misc]
         self.all_reduce = ops.AllReduce(ops.ReduceOp.SUM) if workers > 1 else ops.Identity()
         self.weight_decay = weight_decay
         self.max_grad_norm = max_grad_norm
+        # A Python loop with a branch in it exceeds the graph's call depth on a whole UNet (seen).
+        self.hyper_map = ops.HyperMap()
         self.value_and_grad = ms.value_and_grad(self.scaled_loss, None, self.weights)
 
     def scaled_loss(self, *inputs: Tensor) -> Tensor:
@@ -159,20 +189,8 @@ class TrainStep(nn.Cell):  # type: ignore[misc]
         finite = ops.isfinite(norm)
         unbias1 = 1.0 - ops.pow(Tensor(BETA1, ms.float32), step)
         unbias2 = 1.0 - ops.pow(Tensor(BETA2, ms.float32), step)
-        for i in range(len(self.weights)):
-            gradient = reduced[i] * shrink
-            m = BETA1 * self.first[i] + (1.0 - BETA1) * gradient
-            v = BETA2 * self.second[i] + (1.0 - BETA2) * ops.square(gradient)
-            update = (m / unbias1) / (ops.sqrt(v / unbias2) + EPSILON)
-            weight = self.weights[i] - lr * (update + self.weight_decay * self.weights[i])
-            if self.scaled:
-                # A step whose gradients overflowed is left out.
-                m = ops.select(finite, m, self.first[i])
-                v = ops.select(finite, v, self.second[i])
-                weight = ops.select(finite, weight, self.weights[i])
-            ops.assign(self.first[i], m)
-            ops.assign(self.second[i], v)
-            ops.assign(self.weights[i], weight)
+        update = ops.partial(_adamw, lr, self.weight_decay, shrink, unbias1, unbias2, finite)
+        self.hyper_map(update, self.weights, self.first, self.second, reduced)
         if self.scaled:
             good = ops.select(finite, self.good + 1.0, ops.zeros_like(self.good))
             grow = good >= GROWTH_STEPS
