@@ -152,11 +152,17 @@ def open_store(url: str) -> Store:
     """Return the store behind a URL or a plain path.
 
     Raises:
-        BadSpec: a scheme this version cannot write to.
+        BadSpec: no address at all, or a scheme this version cannot write to.
     """
-    parts = urlsplit(url)
-    if parts.scheme == "":
-        return FileStore(Path(url).expanduser().absolute())
-    if parts.scheme == "file" and parts.netloc in ("", "localhost"):
-        return FileStore(Path(unquote(parts.path)))
+    try:
+        parts = urlsplit(url)
+        local = parts.scheme == "file" and parts.netloc in ("", "localhost")
+        text = unquote(parts.path) if local else url
+        path = Path(text).expanduser()
+    except (ValueError, RuntimeError) as error:  # brackets without an IP in them; no such ~user
+        raise BadSpec(f"store {url!r}: is no address: {error}") from error
+    if not url or "\0" in text or (local and not text.startswith("/")):
+        raise BadSpec(f"store {url!r}: is no address of a directory (file:///path or a path)")
+    if local or parts.scheme == "":
+        return FileStore(path.absolute())
     raise BadSpec(f"store {url!r}: this version writes to directories (file:///path or a path)")

@@ -109,3 +109,13 @@ def test_urls() -> None:
     assert open_store("file:///x/y%20z").url == "file:///x/y%20z"
     with pytest.raises(BadSpec, match="s3://bucket"):
         open_store("s3://bucket/prefix")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "//[x", "file://[x", "file://", "file:runs", "file:///a%00b", "a\0b", "~no-such-user/x"],
+)
+def test_what_is_no_address_is_refused(url: str) -> None:
+    with pytest.raises(BadSpec, match="store ") as caught:
+        open_store(url)
+    assert "\n" not in str(caught.value)
