@@ -7,7 +7,6 @@ or a Kubernetes Secret).
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -67,7 +66,7 @@ class Target:
     stall_minutes: int = 45
     """A worker silent for longer is killed; graph compilation is silent for up to 30."""
     store_deadline_minutes: int = 30
-    """How long an unreachable store is retried before the job gives up with 69."""
+    """How long a store that is away is retried, then 69; 1 with --backend local unless set."""
     upload_mib_per_second: int = 100
     """Rate to the store that the grace period of a pod is computed with."""
     threads: int = 0
@@ -169,16 +168,14 @@ _MAY_BE_ZERO = ("retries", "ttl_hours", "threads")
 
 def _nearest(folder: Path) -> Path | None:
     for place in (folder, *folder.parents):
-        if (place / FILE).is_file():
+        # Whatever it is: a folder of that name is told, not passed over.
+        if os.path.lexists(place / FILE):
             return place / FILE
     return None
 
 
 def _read(path: Path) -> dict[str, object]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
+    import tomllib
 
     hint = "launcher config --example prints one"
     try:

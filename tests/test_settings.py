@@ -65,6 +65,12 @@ def test_the_nearest_file_counts_and_a_named_one_wins(tmp_path):
     assert load({}, cwd=inner, config=far, environment=variables).target.image == "far"
 
 
+def test_a_folder_of_that_name_is_not_passed_over(tmp_path):
+    (tmp_path / "launcher.toml").mkdir()
+    with pytest.raises(Misconfigured, match=r"launcher\.toml: cannot be read: Is a directory"):
+        load({}, cwd=tmp_path, environment={})
+
+
 def test_an_empty_variable_is_unset():
     assert not load({}, environment={"LAUNCHER_IMAGE": ""}).is_set("image")
 
