@@ -111,7 +111,7 @@ def launcher(
     """Fine-tune and sample Stable Diffusion XL on Ascend NPUs, as Kubernetes Jobs.
 
     Data goes to stdout, everything else to stderr. Exit codes: 0; 2 usage; 66 no such run or file;
-    69 unreachable; 70 the run failed; 73 name taken; 77 forbidden; 78 configuration; 130
+    69 unreachable; 70 the run failed; 73 name or file taken; 77 forbidden; 78 configuration; 130
     interrupted.
 
     \b
@@ -219,6 +219,9 @@ def fetch(
         list[str] | None,
         typer.Option(metavar="GLOB", help="Only paths that match; repeatable."),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace other files that lie there already.")
+    ] = False,
     backend: o.Backend = None,
     context: o.Context = None,
     namespace: o.Namespace = None,
@@ -232,7 +235,7 @@ def fetch(
     """
     from launcher import runs
 
-    runs.fetch(o.settings(ctx.params), run, folder, include or [])
+    runs.fetch(o.settings(ctx.params), run, folder, include or [], force=force)
 
 
 @app.command("config")

@@ -5,7 +5,7 @@ LauncherError
 |-- NotFound      66   no such run, file or checkpoint, or not the one that was committed
 |-- Unreachable   69   cluster or store cannot be reached
 |-- RunFailed     70   `--wait` or `logs -f` saw the run fail
-|-- NameTaken     73   a run of that name exists
+|-- NameTaken     73   a run of that name exists, or a file that `fetch` would replace
 |-- Forbidden     77   the cluster or the file system refuses
 `-- Misconfigured 78   launcher.toml, environment, spec (its prompt file too) or manifest
 """
@@ -13,8 +13,10 @@ LauncherError
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -54,7 +56,7 @@ class RunFailed(LauncherError):
 
 
 class NameTaken(LauncherError):
-    """A run of that name exists."""
+    """A run of that name exists, or another file in the place of one that is fetched."""
 
     code = 73
 
@@ -73,6 +75,7 @@ class Misconfigured(LauncherError):
 
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_FOLDER = (errno.EEXIST, errno.ENOTDIR)
 
 
 @contextmanager
@@ -89,6 +92,10 @@ def writing(subject: str, hint: str) -> Iterator[None]:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         what = f"{where}{error.strerror or error}"
+        if error.errno in _NO_FOLDER and error.filename:
+            path = Path(os.fsdecode(error.filename))
+            found = [place for place in (path, *path.parents) if place.is_file()]
+            what = f"{found[0]}: is a file, not a folder" if found else what
         if error.errno in _DENIED:
             raise Forbidden(f"{subject}: cannot be written: {what}", hint) from error
         if error.errno in _FULL:

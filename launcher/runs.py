@@ -15,7 +15,7 @@ from jobs.stores import FileStore, Store, open_store
 from launcher import output, places, records
 from launcher.backends import RunState, local, localrun
 from launcher.backends.localrun import Files
-from launcher.errors import Misconfigured, RunFailed, writing
+from launcher.errors import Misconfigured, NotFound, RunFailed, writing
 from launcher.records import Progress
 from launcher.settings import Settings
 
@@ -27,7 +27,10 @@ def show_all(settings: Settings, *, as_json: bool) -> None:
     for files in localrun.everyone(root):
         try:
             found.append(_described(files))
-        except Misconfigured as error:  # one broken record must not hide the other runs
+        except (
+            NotFound,
+            Misconfigured,
+        ) as error:  # removed meanwhile, or damaged: one broken record must not hide the other runs
             output.say(f"skipped: {error.text}")
     found.sort(key=lambda row: (row["submitted"], row["run"]))
     if as_json:
@@ -119,13 +122,17 @@ def watch(files: Files, offset: int, write: Callable[[bytes], None], flags: str)
 def cancel(settings: Settings, run: str, *, now: bool) -> None:
     """Stop a run, wait for its end and tell how it ended."""
     files = places.find(settings, run, "cancel")
-    if localrun.alive(files):
+    living = localrun.alive(files)
+    if living:
         output.say(f"{run}: " + ("killing it" if now else "stopping; it commits what it has first"))
-    local.cancel(files, now=now)
+    if local.cancel(files, now=now) and not living:
+        output.say(f"{run}: killed what its supervisor left behind")
     output.say(f"{run}: {_how_it_ended(localrun.look(files))}")
 
 
-def fetch(settings: Settings, run: str, folder: Path, include: Sequence[str]) -> None:
+def fetch(
+    settings: Settings, run: str, folder: Path, include: Sequence[str], *, force: bool
+) -> None:
     """Copy a run's results to `folder`; the paths of new files go to stdout."""
     from launcher import transfer
 
@@ -133,7 +140,7 @@ def fetch(settings: Settings, run: str, folder: Path, include: Sequence[str]) ->
     copied, kept, total = 0, 0, 0
     wanted = transfer.items(store, run, include)
     with writing(f"folder {folder}", "name another folder"):
-        for done in transfer.fetch(store, run, folder, wanted):
+        for done in transfer.fetch(store, run, folder, wanted, force=force):
             if done.fresh:
                 output.data(str(folder / done.item.path))
                 copied, total = copied + 1, total + done.bytes
@@ -148,7 +155,7 @@ _RESULT = ("steps", "loss", "ms_per_step", "img_s", "compile_s", "s_per_picture"
 
 def _store_of(settings: Settings, run: str) -> Store:
     """Return the store with the run's records; no cluster is needed to read it."""
-    if settings.target.backend == "kubernetes" and settings.is_set("store"):
+    if settings.target.backend == "kubernetes" and settings.target.store:
         places.legal(run)
         return open_store(settings.target.store)
     return FileStore(places.find(settings, run, "fetch").run.parent)

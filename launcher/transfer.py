@@ -17,8 +17,9 @@ from jobs.commits import committed_steps, read_manifest, sha256_of
 from jobs.errors import BadData
 from jobs.stores import Store
 from launcher import records
-from launcher.errors import Misconfigured, NotFound
+from launcher.errors import Misconfigured, NameTaken, NotFound
 
+_ELSEWHERE = "name another folder"
 RECORDS = (layout.SPEC, layout.METRICS, layout.PICTURES, layout.RESULT)
 
 
@@ -73,23 +74,58 @@ def items(store: Store, run: str, include: Sequence[str] = ()) -> tuple[Item, ..
     return tuple(chosen)
 
 
-def fetch(store: Store, run: str, folder: Path, wanted: Sequence[Item]) -> Iterator[Copied]:
+def fetch(
+    store: Store, run: str, folder: Path, wanted: Sequence[Item], *, force: bool = False
+) -> Iterator[Copied]:
     """Copy the items into `folder`, one after the other, and yield each.
 
+    All are checked before the first is copied.
+
+    Args:
+        store: where the run is.
+        run: its name.
+        folder: where the items go.
+        wanted: the items.
+        force: replace files that lie there already.
+
     Raises:
+        NameTaken: another file, or a folder, lies where an item belongs.
         NotFound: a file is gone from the store, or is not the one that was committed.
+        Misconfigured: a record of the run names a file outside of it.
     """
-    for item in wanted:
-        target = folder / _safe(item.path)
-        there = sha256_of(target) if target.is_file() else None
-        fresh = there is None or there != item.sha256
-        if fresh:
-            fresh = _copy(store, layout.key(run, item.path), target, item.sha256) != there
-        yield Copied(item, target.stat().st_size, fresh)
+    targets = [(item, folder / _safe(item.path)) for item in wanted]
+    equal = {item for item, target in targets if _lies_there(store, run, item, target, force=force)}
+    for item, target in targets:
+        if item not in equal:
+            _copy(store, layout.key(run, item.path), target, item.sha256)
+        yield Copied(item, target.stat().st_size, item not in equal)
 
 
-def _copy(store: Store, key: str, target: Path, sha256: str | None) -> str:
-    """Copy one object and return its digest."""
+def _lies_there(store: Store, run: str, item: Item, target: Path, *, force: bool) -> bool:
+    """Return whether the item needs no copying; refuse what must not be replaced."""
+    above = [place for place in target.parents if place.exists() and not place.is_dir()]
+    if above:
+        raise NameTaken(f"{above[0]}: is a file, not a folder", _ELSEWHERE)
+    if target.is_dir():
+        raise NameTaken(f"{target}: is a folder, and the run has a file of that name", _ELSEWHERE)
+    if not target.exists():
+        return False
+    key = layout.key(run, item.path)
+    try:
+        wanted = item.sha256 or store.sha256(key)
+    except FileNotFoundError as error:
+        raise NotFound(f"{key}: is gone from {store.url}") from error
+    if sha256_of(target) == wanted:
+        return True
+    if not force:
+        raise NameTaken(
+            f"{target}: exists and is another file", f"--force replaces it, or {_ELSEWHERE}"
+        )
+    return False
+
+
+def _copy(store: Store, key: str, target: Path, sha256: str | None) -> None:
+    """Copy one object, verified where its digest is known."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".part-", dir=target.parent) as draft:
         part = Path(draft) / target.name
@@ -97,14 +133,12 @@ def _copy(store: Store, key: str, target: Path, sha256: str | None) -> str:
             store.get(key, part)
         except FileNotFoundError as error:
             raise NotFound(f"{key}: is gone from {store.url}") from error
-        digest = sha256_of(part)
-        if sha256 and digest != sha256:
+        if sha256 and sha256_of(part) != sha256:
             raise NotFound(
                 f"{key}: is not the file that was committed to {store.url}",
                 "--include leaves it out; its bytes were changed or damaged in the store",
             )
         part.replace(target)
-    return digest
 
 
 def _checkpoint(store: Store, run: str) -> Iterator[Item]:
@@ -139,10 +173,10 @@ def _records(store: Store, run: str) -> Iterator[Item]:
 
 def _safe(path: str) -> PurePosixPath:
     """Return a path that stays below the folder it is joined to, whatever a record says."""
-    found = PurePosixPath(path)
-    if found.is_absolute() or ".." in found.parts or not found.parts:
-        raise Misconfigured(f"{path}: a record of the run names a file outside of it")
-    return found
+    # Printable: no zero byte, no line end, nothing that has no UTF-8.
+    if not path.isprintable() or any(part in ("", ".", "..") for part in path.split("/")):
+        raise Misconfigured(f"{path!r}: a record of the run names a file outside of it")
+    return PurePosixPath(path)
 
 
 def _top(path: str) -> str:

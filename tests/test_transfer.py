@@ -8,7 +8,7 @@ import pytest
 from jobs import commits
 from jobs.stores import FileStore
 from launcher import transfer
-from launcher.errors import Misconfigured, NotFound
+from launcher.errors import Misconfigured, NameTaken, NotFound
 
 PICTURE = b"a picture"
 
@@ -33,9 +33,10 @@ def store(tmp_path):
     return store
 
 
-def copy(store, folder, include=()):
+def copy(store, folder, include=(), force=False):
     wanted = transfer.items(store, "r", include)
-    return {done.item.path: done.fresh for done in transfer.fetch(store, "r", folder, wanted)}
+    done = transfer.fetch(store, "r", folder, wanted, force=force)
+    return {row.item.path: row.fresh for row in done}
 
 
 def tree(folder):
@@ -64,12 +65,41 @@ def test_what_lies_there_whole_is_not_copied_again(store, tmp_path):
     copy(store, tmp_path / "out")
     (tmp_path / "out/images/00001-00.png").write_bytes(b"half a pict")
     store.write("r/result.json", b'{"new": 1}')
-    again = copy(store, tmp_path / "out")
+    again = copy(store, tmp_path / "out", force=True)
     assert {path for path, fresh in again.items() if fresh} == {
         "images/00001-00.png",
         "result.json",
     }
     assert (tmp_path / "out/images/00001-00.png").read_bytes() == PICTURE
+
+
+@pytest.mark.parametrize("path", ["images/00001-00.png", "result.json"])
+def test_another_file_is_not_replaced_and_nothing_is_half_done(store, tmp_path, path):
+    (tmp_path / "out" / path).parent.mkdir(parents=True)
+    (tmp_path / "out" / path).write_bytes(b"mine")
+    with pytest.raises(NameTaken, match="exists and is another file") as caught:
+        copy(store, tmp_path / "out")
+    assert str(tmp_path / "out" / path) in caught.value.text
+    assert "--force" in caught.value.hint
+    assert tree(tmp_path / "out") == {path: b"mine"}
+    copy(store, tmp_path / "out", force=True)
+    assert (tmp_path / "out" / path).read_bytes() == store.read(f"r/{path}")
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_folder_in_a_file_s_place_is_never_replaced(store, tmp_path, force):
+    (tmp_path / "out/result.json").mkdir(parents=True)
+    with pytest.raises(NameTaken, match=r"result\.json: is a folder"):
+        copy(store, tmp_path / "out", force=force)
+    assert tree(tmp_path / "out") == {}
+
+
+def test_a_file_in_a_folder_s_place_is_named_first(store, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/images").write_text("mine")
+    with pytest.raises(NameTaken, match=r"out/images: is a file"):
+        copy(store, tmp_path / "out")
+    assert tree(tmp_path / "out") == {"images": b"mine"}
 
 
 def test_include_chooses(store, tmp_path):
@@ -114,7 +144,9 @@ def test_a_file_that_is_gone_is_named(store, tmp_path):
         copy(store, tmp_path / "out")
 
 
-@pytest.mark.parametrize("name", ["../../evil", "/tmp/evil", "images/../../evil"])
+@pytest.mark.parametrize(
+    "name", ["../../evil", "/tmp/evil", "images/../../evil", "a//evil", "./evil", "a\0b", "\ud800"]
+)
 def test_records_cannot_name_a_file_outside(store, tmp_path, name):
     store.write("r/manifest.jsonl", json.dumps({"file": name, "sha256": "0"}).encode())
     with pytest.raises(Misconfigured, match="outside"):
