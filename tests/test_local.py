@@ -123,12 +123,28 @@ def test_workers_that_outlive_a_killed_supervisor_are_killed_before_it_resumes(p
     until(lambda: "step=1" in console(files))
     os.kill(pid(files), signal.SIGKILL)
     ended(files)
-    orphans = localproc._members(uid)
+    orphans = localproc.members(uid)
     assert len(orphans) == 1
     submit(place / "runs", steps=100)
-    assert not orphans & localproc._members(uid)
+    assert not orphans & localproc.members(uid)
     local.cancel(files, now=True)
-    until(lambda: not localproc._members(uid))
+    until(lambda: not localproc.members(uid))
+
+
+@pytest.mark.parametrize("now", [False, True])
+def test_cancel_kills_what_a_dead_supervisor_left(place, monkeypatch, now):
+    monkeypatch.setenv("STANDIN_CHILD", "1")
+    monkeypatch.setenv("STANDIN_SECONDS", "0.3")
+    files = submit(place / "runs", steps=100).files
+    uid = localrun.read(files).uid
+    until(lambda: "step=1" in console(files))
+    os.kill(pid(files), signal.SIGKILL)
+    ended(files)
+    assert localproc.members(uid)
+    assert local.cancel(files, now=now)
+    assert not localproc.members(uid)
+    assert not local.cancel(files, now=now), "there is nothing left"
+    assert localrun.look(files).state == "interrupted"
 
 
 def test_cancel_lets_it_commit_and_the_same_submission_resumes(place, monkeypatch):

@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from launcher.backends import localproc, localrun
@@ -39,13 +39,16 @@ class Started:
     """Where this attempt's part of console.log begins, in bytes."""
 
 
-def submit(plan: JobPlan, root: Path, *, program: Sequence[str] | None = None) -> Started:
+def submit(
+    plan: JobPlan, root: Path, *, program: Sequence[str] | None = None, flags: str = ""
+) -> Started:
     """Start the run, or go on with an unfinished one of the same name and spec.
 
     Args:
         plan: the run; its store is `root`.
         root: the file store's folder; made if need be.
         program: the supervisor's command line; none means jobs.runtime.
+        flags: what another verb needs to find the run, with a blank before; for hints.
 
     Raises:
         NameTaken: the run lives, has ended for good, or was submitted with another spec.
@@ -56,12 +59,14 @@ def submit(plan: JobPlan, root: Path, *, program: Sequence[str] | None = None) -
     with writing(f"store {root}", "--store names another folder"):
         files = Files(root / plan.name)
         if files.run.exists():
-            return _resume(plan, files, program or PROGRAM)
+            return _resume(plan, files, program or PROGRAM, flags)
         return _create(plan, files, program or PROGRAM)
 
 
 def cancel(files: Files, *, now: bool = False) -> bool:
     """Stop the run and wait for its end; return whether there was anything to stop.
+
+    Where the supervisor is gone, what it left behind is killed: workers can outlive it.
 
     Args:
         files: the run.
@@ -72,9 +77,9 @@ def cancel(files: Files, *, now: bool = False) -> bool:
         Forbidden: the run belongs to another user.
     """
     record = localrun.read(files)
-    if not localrun.alive(files):
-        return False
     try:
+        if not localrun.alive(files):
+            return _sweep(files, record.uid)
         if now:
             localproc.kill(record.uid, localproc.supervisor(files))
         elif (pid := localproc.supervisor(files)) is not None:
@@ -85,6 +90,20 @@ def cancel(files: Files, *, now: bool = False) -> bool:
         raise Forbidden(f"run {record.name!r}: belongs to another user") from error
     while localrun.alive(files):
         time.sleep(POLL_SECONDS)
+    return True
+
+
+def _sweep(files: Files, uid: str) -> bool:
+    """Kill the processes of a run without supervisor; return whether there were any."""
+    if not localproc.members(uid):
+        return False
+    lock = _acquire_soon(files)
+    if lock is None:
+        return False  # somebody resumes it, who kills them first
+    try:
+        localproc.kill(uid)
+    finally:
+        os.close(lock)
     return True
 
 
@@ -116,7 +135,7 @@ def _create(plan: JobPlan, files: Files, program: Sequence[str]) -> Started:
     return Started(files=files, resumed=False, offset=offset)
 
 
-def _resume(plan: JobPlan, files: Files, program: Sequence[str]) -> Started:
+def _resume(plan: JobPlan, files: Files, program: Sequence[str], flags: str) -> Started:
     """Start an unfinished run again; a failure to start leaves it as it was."""
     try:
         old = localrun.read(files)
@@ -124,7 +143,8 @@ def _resume(plan: JobPlan, files: Files, program: Sequence[str]) -> Started:
         raise _taken(files, f"{files.run} exists and was not submitted from here") from error
     lock = _acquire_soon(files)
     if lock is None:
-        raise _taken(files, "is running")
+        hint = f"launcher logs {plan.name} -f{flags} follows it, launcher cancel {plan.name}{flags}"
+        raise NameTaken(f"run {plan.name!r}: is running", f"{hint} ends it")
     with ExitStack() as always, ExitStack() as undo:
         always.callback(os.close, lock)
         _check_resumable(plan, files, old)
@@ -167,11 +187,7 @@ def _differences(old: Record, new: Record) -> list[str]:
 
 
 def _taken(files: Files, why: str) -> NameTaken:
-    name = files.run.name
-    hints = {
-        "is running": f"launcher logs {name} -f follows it, launcher cancel {name} ends it",
-    }
-    return NameTaken(f"run {name!r}: {why}", hints.get(why, "choose another --name"))
+    return NameTaken(f"run {files.run.name!r}: {why}", "choose another --name")
 
 
 def _record(plan: JobPlan, *, uid: str, submitted: str) -> Record:
@@ -196,4 +212,4 @@ def _acquire_soon(files: Files) -> int | None:
 
 
 def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -70,16 +70,16 @@ def supervisor(files: Files) -> int | None:
 
 def kill(uid: str, *pids: int | None) -> None:
     """SIGKILL every process of a submission until none is left."""
-    doomed = {pid for pid in pids if pid is not None} | _members(uid)
+    doomed = {pid for pid in pids if pid is not None} | members(uid)
     while doomed:
         for pid in doomed:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(POLL_SECONDS)
-        doomed = _members(uid)  # one of them may have forked meanwhile
+        doomed = members(uid)  # one of them may have forked meanwhile
 
 
-def _members(uid: str) -> set[int]:
+def members(uid: str) -> set[int]:
     """Return the processes of a submission, told by the environment they inherit.
 
     msrun starts workers in sessions of their own, and they lose their parent when it is killed, so
