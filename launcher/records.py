@@ -6,12 +6,14 @@ Reads only; must not know of processes or clusters, since records outlive both.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from jobs import layout
-from jobs.stores import Store
+from jobs.stores import FileStore, Store
+from launcher.errors import Misconfigured
 
 Row = dict[str, Any]
 
@@ -36,23 +38,31 @@ class Progress:
 
 
 def progress(store: Store, run: str, spec: Mapping[str, Any]) -> Progress:
-    """Return how far the run is that was submitted with `spec`."""
-    attempts = document(store, layout.key(run, layout.SPEC)).get("attempts")
+    """Return how far the run is that was submitted with `spec`, as the backend recorded it.
+
+    Raises:
+        Misconfigured: a record is damaged; it is named.
+    """
+    record = layout.key(run, layout.SPEC)
+    attempts = _count(store, record, document(store, record), "attempts")
     if spec.get("kind") == "infer":
         return Progress(
             pictures=len({row["file"] for row in pictures(store, run)}),
             asked=_asked(store, spec),
             attempts=attempts,
         )
-    logged = list(rows(store, layout.key(run, layout.METRICS)))
-    newest = logged[-1] if logged else {}
-    step, steps, pace = newest.get("step"), spec.get("steps"), newest.get("ms_per_step")
+    metrics = layout.key(run, layout.METRICS)
+    newest: Row = {}
+    for row in rows(store, metrics):
+        newest = row
+    step, steps = _count(store, metrics, newest, "step"), spec.get("steps")
+    pace = _number(store, metrics, newest, "ms_per_step")
     return Progress(
         step=step,
         steps=steps,
-        loss=newest.get("loss"),
-        images_per_second=newest.get("img_s"),
-        seconds_left=(steps - step) * pace / 1000 if step and steps and pace else None,
+        loss=_number(store, metrics, newest, "loss"),
+        images_per_second=_number(store, metrics, newest, "img_s"),
+        seconds_left=_seconds_left(step, steps, pace),
         committed=newest_step(store, run),
         attempts=attempts,
     )
@@ -80,27 +90,70 @@ def pictures(store: Store, run: str) -> list[Row]:
 
 
 def document(store: Store, key: str) -> Row:
-    """Return a JSON record; a missing one is empty."""
-    try:
-        found = json.loads(store.read(key))
-    except FileNotFoundError:
+    """Return a JSON record; a missing one is empty.
+
+    Raises:
+        Misconfigured: it cannot be read, or is no JSON object.
+    """
+    data = _read(store, key)
+    if data is None:
         return {}
-    return found if isinstance(found, dict) else {}
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(store, key, "is not JSON") from error
+    if not isinstance(found, dict):
+        raise _damaged(store, key, "is not a JSON object")
+    return found
 
 
 def rows(store: Store, key: str) -> Iterator[Row]:
-    """Yield the rows of a JSON-lines record; a missing one has none."""
-    try:
-        data = store.read(key)
-    except FileNotFoundError:
-        return
-    for line in data.split(b"\n"):
+    """Yield the rows of a JSON-lines record; a missing one has none.
+
+    Raises:
+        Misconfigured: it cannot be read.
+    """
+    for line in (_read(store, key) or b"").split(b"\n"):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # the last line of a record that is being written
         if isinstance(row, dict):
             yield row
+
+
+def _read(store: Store, key: str) -> bytes | None:
+    try:
+        return store.read(key)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _damaged(store, key, f"cannot be read: {error.strerror or error}") from error
+
+
+def _count(store: Store, key: str, row: Row, name: str) -> int | None:
+    found = row.get(name)
+    if found is not None and type(found) is not int:
+        raise _damaged(store, key, f"its {name} is {found!r:.40}, no whole number")
+    return found
+
+
+def _number(store: Store, key: str, row: Row, name: str) -> float | None:
+    found = row.get(name)
+    if found is not None and type(found) not in (int, float):
+        raise _damaged(store, key, f"its {name} is {found!r:.40}, no number")
+    return found
+
+
+def _damaged(store: Store, key: str, what: str) -> Misconfigured:
+    place = store.root / key if isinstance(store, FileStore) else f"{store.url}/{key}"
+    return Misconfigured(f"{place}: {what}", "the record is damaged; the other runs are not")
+
+
+def _seconds_left(step: int | None, steps: int | None, pace: float | None) -> float | None:
+    if not step or not steps or not pace or not math.isfinite(pace):
+        return None
+    return (steps - step) * pace / 1000
 
 
 def _asked(store: Store, spec: Mapping[str, Any]) -> int | None:

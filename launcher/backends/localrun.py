@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from jobs.errors import BY_CODE, FINAL
 from jobs.layout import LOCAL
@@ -85,7 +85,8 @@ class Record:
     def spec(self) -> dict[str, object]:
         """Return the spec that the run was submitted with."""
         found = json.loads(self.environment["JOB_SPEC"])
-        assert isinstance(found, dict)
+        if not isinstance(found, dict):
+            raise TypeError("JOB_SPEC is no mapping")
         return found
 
 
@@ -97,7 +98,9 @@ def read(files: Files) -> Record:
         Misconfigured: plan.json is not what the launcher writes.
     """
     try:
-        return Record(**json.loads(files.plan.read_bytes()))
+        record = Record(**json.loads(files.plan.read_bytes()))
+        _check(record)
+        return record
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NotFound(
             f"run {files.run.name!r}: no such run in {files.run.parent}",
@@ -105,8 +108,33 @@ def read(files: Files) -> Record:
         ) from error
     except OSError as error:
         raise Misconfigured(f"{files.plan}: cannot be read: {error.strerror}") from error
-    except (ValueError, TypeError) as error:
-        raise Misconfigured(f"{files.plan}: is not a record of this launcher") from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise Misconfigured(
+            f"{files.plan}: is not a record of this launcher",
+            f"move {files.run} away, or submit under another --name",
+        ) from error
+
+
+def _check(record: Record) -> None:
+    """Check what later readers rely on; the spec itself may be an older version's.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError: something is not as it is written.
+    """
+    texts = [record.name, record.kind, record.uid, record.submitted, *record.environment.values()]
+    spec = record.spec()
+    numbers = [record.workers, spec.get("steps", 1), spec.get("images", 1)]
+    if not all(isinstance(text, str) for text in texts) or not record.uid:
+        raise TypeError("not a text")
+    if not all(type(number) is int for number in numbers):
+        raise TypeError("not a whole number")
+    prompts = spec.get("prompts", [])
+    if isinstance(prompts, dict):
+        key = PurePosixPath(prompts["key"])
+        if key.is_absolute() or ".." in key.parts or not key.parts or str(key) != prompts["key"]:
+            raise ValueError("not a key of the store")
+    elif not isinstance(prompts, list):
+        raise TypeError("not a list of prompts")
 
 
 def everyone(root: Path) -> Iterator[Files]:
