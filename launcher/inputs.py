@@ -9,7 +9,7 @@ import hashlib
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -57,9 +57,12 @@ def read_prompts(source: str) -> Prompts:
     """Return the prompts of a file; `-` is standard input.
 
     Raises:
+        Usage: the name is empty.
         NotFound: there is no such file.
         Misconfigured: it cannot be read, or is no prompt file; every bad line is named.
     """
+    if not source:
+        raise Usage("--prompts '': is empty", "--prompts FILE, or - for standard input")
     name = "standard input" if source == STDIN else source
     hint = "a prompt file is UTF-8 text with one prompt a line"
     try:
@@ -71,7 +74,7 @@ def read_prompts(source: str) -> Prompts:
         if len(data) > LARGEST_PROMPT_FILE:
             raise Misconfigured(f"{name}: is larger than {LARGEST_PROMPT_FILE >> 20} MiB", hint)
         rows = parse(data, name)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, RuntimeError) as error:  # the latter: no such ~user
         raise NotFound(
             f"{name}: no such file", "--prompts wants a file, or - for standard input"
         ) from error
@@ -138,7 +141,8 @@ def pin(lora: Lora, store: Store) -> Lora:
         raise NotFound(
             f"--lora {lora.run!r}: no such run in {store.url}", "launcher list shows the runs"
         )
-    spec = records.document(store, layout.key(lora.run, layout.SPEC)).get("spec", {})
+    spec = records.document(store, layout.key(lora.run, layout.SPEC)).get("spec")
+    spec = spec if isinstance(spec, dict) else {}
     if spec.get("kind", "train") != "train" or spec.get("method") == "vanilla":
         what = spec.get("method", spec.get("kind"))
         raise Misconfigured(f"--lora {lora.run!r}: is a run of {what}, which has no LoRA")
@@ -155,10 +159,28 @@ def pin(lora: Lora, store: Store) -> Lora:
     return replace(lora, step=lora.step or steps[-1])
 
 
-def place(value: str) -> str:
-    """Return a path that exists here as an absolute one, anything else (a hub id) as it is.
+def place(key: str, value: str, origin: str) -> str:
+    """Return a path that exists here as an absolute one, and a hub id as it is.
 
     The supervisor runs elsewhere, and a resumed run may be submitted from another folder.
+
+    Args:
+        key: `model` or `data`.
+        value: what it is set to.
+        origin: where that comes from.
+
+    Raises:
+        NotFound: it is neither.
     """
-    path = Path(value).expanduser()
-    return str(path.absolute()) if path.exists() else value
+    with suppress(RuntimeError, ValueError, OSError):  # no such ~user; no path at all
+        path = Path(value).expanduser()
+        if path.exists():
+            return str(path.absolute())
+    # The rule by which the job tells a hub id (jobs.data, jobs.model).
+    if value.startswith(("/", ".", "~")) or value.count("/") != 1:
+        what = "a pipeline folder" if key == "model" else "a folder of pictures, a parquet file"
+        raise NotFound(
+            f"{key} {value!r} (from {origin}): no such file or folder",
+            f"{key} wants {what}, a hub id (owner/name) or tiny",
+        )
+    return value

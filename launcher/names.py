@@ -7,7 +7,7 @@ Must not ask a cluster or a store whether a name is free.
 from __future__ import annotations
 
 import re
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 from jobs.layout import CACHE
 from launcher.errors import Usage
@@ -65,7 +65,7 @@ def fresh(kind: str, method: str, *, now: datetime, entropy: bytes) -> str:
         now: an aware time; told in UTC.
         entropy: a random byte for each sign of the last part, four as a rule.
     """
-    time = now.astimezone(timezone.utc).strftime("%Y%m%d-%H%M%S")
+    time = now.astimezone(UTC).strftime("%Y%m%d-%H%M%S")
     token = "".join(_SIGNS[byte % len(_SIGNS)] for byte in entropy)
     return "-".join(part for part in (kind, method, time, token) if part)
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from launcher.errors import Usage
+
 if TYPE_CHECKING:
     from launcher.settings import Settings
 
@@ -79,10 +81,13 @@ def settings(params: Mapping[str, Any]) -> "Settings":
     """Return the target that the flags of a verb lead to.
 
     Raises:
+        Usage: --store is empty, as it is when a script's variable is not set.
         NotFound, Misconfigured: as `launcher.settings.load` does.
     """
     from launcher.settings import load
 
+    if params.get("store") == "":
+        raise Usage("--store '': is empty", "--store names the place of the runs; or leave it out")
     flags = {key: params[key] for key in TARGET if params.get(key) is not None}
     return load(flags, config=params.get("config"))
 

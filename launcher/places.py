@@ -6,6 +6,7 @@ Must not read a run's records.
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 from jobs.errors import BadSpec
@@ -14,10 +15,12 @@ from launcher import names, output
 from launcher.backends import localrun
 from launcher.backends.localrun import Files
 from launcher.errors import LauncherError, Misconfigured, NotFound, Usage
-from launcher.settings import Settings
+from launcher.settings import Settings, Target
 
 LOCAL_STORE = "./runs"
 """Store of the local backend when nobody set one."""
+DEADLINE = 1
+"""Minutes that a folder of this machine may be away; only what lies over a network comes back."""
 
 
 def local_root(settings: Settings) -> Path:
@@ -26,7 +29,7 @@ def local_root(settings: Settings) -> Path:
     Raises:
         Misconfigured: the store that was set is no folder's address.
     """
-    url = settings.target.store if settings.is_set("store") else LOCAL_STORE
+    url = settings.target.store or LOCAL_STORE
     try:
         store = open_store(url)
     except BadSpec as error:
@@ -38,11 +41,25 @@ def local_root(settings: Settings) -> Path:
     return Path(store.root).absolute()
 
 
+def local_target(settings: Settings) -> Target:
+    """Return the target with what the local backend assumes where nobody said otherwise.
+
+    Raises:
+        Misconfigured: as `local_root` does.
+    """
+    minutes = settings.target.store_deadline_minutes
+    return replace(
+        settings.target,
+        store=str(local_root(settings)),
+        store_deadline_minutes=minutes if settings.is_set("store_deadline_minutes") else DEADLINE,
+    )
+
+
 def find(settings: Settings, run: str, verb: str) -> Files:
     """Return the local run of that name.
 
     Raises:
-        NotFound: there is none.
+        NotFound: there is none, and no cluster is configured or asked for.
         Misconfigured: the run is a cluster's; the hint is the kubectl command that serves `verb`.
     """
     if settings.target.backend == "local":
@@ -111,10 +128,10 @@ _KUBECTL = {
 
 def _kubectl(settings: Settings, verb: str, run: str, looked: Path | None) -> LauncherError:
     if verb == "fetch":
-        return Misconfigured(
-            f"run {run!r}: is not in {looked or 'a local store'}, and no store is set",
-            "--store names the place that holds its results",
-        )
+        hint = "--store names the place that holds its results"
+        if looked is not None:
+            return NotFound(f"run {run!r}: no such run in {looked}", hint)
+        return Misconfigured(f"run {run!r}: no store is set", hint)
     command = _KUBECTL[verb].format(run=run)
     target = settings.target
     if target.namespace:
@@ -122,6 +139,11 @@ def _kubectl(settings: Settings, verb: str, run: str, looked: Path | None) -> La
     if target.context:
         command += f" --context {target.context}"
     subject = f"run {run!r}" if run else "list"
+    if run and looked is not None and not (target.namespace or target.context):
+        return NotFound(
+            f"run {run!r}: no such run in {looked} (no backend is set)",
+            f"a cluster's run: {command}; --store names another folder",
+        )
     where = f"is not in {looked}, and " if looked and run else ""
     return Misconfigured(
         f"{subject}: {where}this version asks no cluster: {verb} serves local runs only",

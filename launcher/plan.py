@@ -6,6 +6,7 @@ Must not read files, clocks or the machine: what it needs of them is an argument
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -61,6 +62,14 @@ SPEC_BYTES = 100 * 1024
 """Largest JOB_SPEC: Linux limits one string of the environment to 128 KiB (MAX_ARG_STRLEN)."""
 SPEC_DIGEST = "launcher/spec-sha256"
 """Annotation with the digest of JOB_SPEC: the same name with another spec is another run."""
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# Grammar of the distribution project's reference package: host, path, tag, digest.
+_IMAGE = re.compile(
+    r"(?:(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(?::[0-9]+)?/)?"
+    r"[a-z0-9]+(?:(?:[._/]|__|-+)[a-z0-9]+)*"
+    r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?"
+    r"(?:@[A-Za-z][A-Za-z0-9+._-]*:[0-9a-fA-F]{32,})?"
+)
 APPLICATION = "ascend-diffusion-jobs"
 
 
@@ -183,8 +192,15 @@ def _check_places(target: Target) -> None:
                 f"{key}: {what} is not set",
                 f"{key} in launcher.toml, LAUNCHER_{key.upper()} or --{key}",
             )
-    scheme = target.store.partition("://")[0]
-    if scheme not in ("s3", "file") or "://" not in target.store:
+    if not _IMAGE.fullmatch(target.image):
+        raise Misconfigured(
+            f"image {target.image!r}: is no name of an image",
+            "registry/name in lower case, with tag or digest: registry/name:tag",
+        )
+    scheme, separator, rest = target.store.partition("://")
+    if separator and scheme == "s3" and not _BUCKET.fullmatch(rest.partition("/")[0]):
+        raise Misconfigured(f"store {target.store!r}: names no bucket", "s3://bucket/prefix")
+    if not separator or scheme not in ("s3", "file") or (scheme == "file" and rest[:1] != "/"):
         raise Misconfigured(
             f"store {target.store!r}: a pod has no such place",
             "s3://bucket/prefix, or file:///path of a volume that the base manifest mounts",

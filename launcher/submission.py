@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, replace
-from datetime import datetime, timezone
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from jobs.errors import BadSpec
-from jobs.specs import PromptFile
+from jobs.specs import PromptFile, Spec
 from jobs.stores import FileStore, open_store
 from launcher import inputs, manifests, names, options, output, places, schema
 from launcher.backends import local
@@ -41,8 +41,8 @@ def submit(kind: Kind, params: Params) -> None:
     settings = options.settings(params)
     target, root = settings.target, None
     if target.backend == "local":
-        root = places.local_root(settings)
-        target = replace(target, store=str(root))
+        target = places.local_target(settings)
+        root = Path(target.store)
     prompts = _prompts(kind, params)
     flags = _flags(kind, params, prompts, root)
     resolved = resolve(
@@ -56,10 +56,11 @@ def submit(kind: Kind, params: Params) -> None:
     )
     if root is not None:
         _tell_defaults(resolved, settings)
-    spec = resolved.spec
-    name = params["name"] or names.fresh(
-        kind, getattr(spec, "method", ""), now=datetime.now(timezone.utc), entropy=os.urandom(4)
-    )
+    spec = resolved.spec if root is None else _placed(resolved)
+    name = params["name"]
+    if name is None:
+        method, now = getattr(spec, "method", ""), datetime.now(UTC)
+        name = names.fresh(kind, method, now=now, entropy=os.urandom(4))
 
     def decide() -> JobPlan:
         counts = {"npus": params["npus"], "nodes": params["nodes"], "cores": _cores()}
@@ -91,25 +92,32 @@ def _flags(
 ) -> dict[str, object]:
     """Return the flags as keys of the spec."""
     flags = options.spec_flags(params, kind)
-    if root is not None:
-        for key in ("model", "data"):
-            if key in flags and flags[key] != TINY:
-                flags[key] = inputs.place(str(flags[key]))
     if params.get("validation_prompt"):
         flags["validation_prompts"] = tuple(params["validation_prompt"])
     if prompts is not None:
         flags["prompts"] = prompts.value
-    if params.get("lora"):
+    if params.get("lora") is not None:
         lora: Lora = inputs.parse_lora(params["lora"])
         # On a cluster the job decides, which alone reaches the store for certain.
         flags |= (inputs.pin(lora, FileStore(root)) if root is not None else lora).flags()
     return flags
 
 
+def _placed(resolved: Resolved) -> Spec:
+    """Return the spec with the paths of this machine checked and absolute."""
+    given = resolved.spec.model_dump(include={"model", "data"})
+    found = {
+        key: inputs.place(key, value, resolved.origins[key])
+        for key, value in given.items()
+        if value != TINY
+    }
+    return resolved.spec.model_copy(update=found)
+
+
 def _tell_defaults(resolved: Resolved, settings: Settings) -> None:
     keys = [key for key, origin in resolved.origins.items() if origin == LOCAL_DEFAULT]
     rows = [f"{key}={TINY}" for key in keys]
-    if not settings.is_set("store"):
+    if not settings.target.store:
         keys.append("store")
         rows.append(f"store={places.LOCAL_STORE}")
     if rows:
@@ -154,15 +162,14 @@ def _submit_locally(
 ) -> None:
     from launcher import runs
 
-    name = decided.name
+    name, flags = decided.name, places.flags(settings)
     with inputs.in_store(root, prompts or Prompts(())):
-        started = local.submit(decided, root)
+        started = local.submit(decided, root, flags=flags)
     if started.resumed:
         output.say(f"local: resuming {name} from its last commit")
     else:
         output.say(f"local: started {name} in {started.files.run}, workers: {decided.npus}")
     output.data(name)
-    flags = places.flags(settings)
     if wait:
         runs.watch(started.files, started.offset, output.raw_aside, flags)
     else:

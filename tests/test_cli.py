@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
-from standin import launch, start
+from standin import PROGRAM, launch, start
 
 from jobs.specs import INLINE_PROMPT_BYTES
 from launcher import cli, options
+from launcher.backends import local, localproc, localrun
+from launcher.backends.localrun import Files
 
 LOCAL = ("--backend", "local")
 TRAIN = ("submit", "train", *LOCAL)
@@ -45,6 +47,7 @@ def inside(place, monkeypatch, capfd):
     monkeypatch.chdir(place)
     monkeypatch.setenv("HOME", str(place))
     monkeypatch.setenv("KUBECONFIG", str(place / "no-kubeconfig"))
+    monkeypatch.setattr(local, "PROGRAM", PROGRAM)  # whatever slips through trains nothing
     for name in [name for name in os.environ if name.startswith("LAUNCHER_")]:
         monkeypatch.delenv(name)
 
@@ -144,6 +147,16 @@ def test_help_and_completion_load_nothing_heavy(place, arguments, env, out):
         ([*TRAIN, "--nodes", "2"], "--nodes 2", "--nodes 1"),
         ([*JOB, "--npus", "3", "--server", "module"], "--npus 3", "--npus 4"),
         (["submit", "infer", *LOCAL, "--prompts", PROMPTS, "--lora", "A@b"], "--lora 'A@b'", "@"),
+        (["submit", "infer", *LOCAL, "--prompts", PROMPTS, "--lora", ""], "--lora ''", "@"),
+        (
+            ["submit", "infer", *LOCAL, "--prompts", PROMPTS, "--set", "prompts=[]"],
+            "--set prompts: prompts come from a file",
+            "--prompts FILE",
+        ),
+        (["submit", "infer", *LOCAL, "--prompts", ""], "--prompts '': is empty", "--prompts FILE"),
+        ([*TRAIN, "--name", ""], "--name '': a run needs a name", "--name run"),
+        ([*TRAIN, "--store", ""], "--store '': is empty", "leave it out"),
+        (["list", *LOCAL, "--store", ""], "--store '': is empty", "leave it out"),
     ],
 )
 def test_wrong_usage_is_one_line(inside, place, arguments, error, hint):
@@ -162,6 +175,23 @@ def test_wrong_usage_is_one_line(inside, place, arguments, error, hint):
         ([*TRAIN, "--store", "s3://bucket/x"], 78, "store 's3://bucket/x'", "--store ./runs"),
         (["submit", "infer", *LOCAL, "--prompts", "gone.txt"], 66, "gone.txt: no such file", ""),
         (["submit", "infer", *LOCAL, "--prompts", "."], 78, ".: cannot be read", "one prompt"),
+        ([*TRAIN, "--store", "//[x"], 78, "store '//[x' (from --store)", "--store ./runs"),
+        ([*TRAIN, "--store", "file://"], 78, "store 'file://' (from --store)", "--store ./runs"),
+        ([*TRAIN, "--store", "~no-such-user/x"], 78, "store '~no-such-user/x'", "--store ./runs"),
+        ([*JOB, "--store", "s3://"], 78, "store 's3://': names no bucket", "s3://bucket/prefix"),
+        ([*JOB, "--store", "s3:///p"], 78, "store 's3:///p': names no bucket", "s3://bucket/"),
+        ([*JOB, "--store", "s3://[b/p"], 78, "store 's3://[b/p': names no", "s3://bucket/"),
+        ([*JOB, "--store", "s3://a b"], 78, "store 's3://a b': names no", "s3://bucket/"),
+        ([*JOB, "--store", "file://host/p"], 78, "store 'file://host/p': ", "file:///path"),
+        ([*JOB, "--image", "a b"], 78, "image 'a b': is no name of an image", "tag or digest"),
+        ([*JOB, "--image", "Jobs:1"], 78, "image 'Jobs:1': is no name", "tag or digest"),
+        ([*TRAIN, "--data", "/no/such"], 66, "data '/no/such' (from --data): no such", "hub id"),
+        ([*TRAIN, "--data", "./no"], 66, "data './no' (from --data): no such file", "hub id"),
+        ([*TRAIN, "--data", "pictures"], 66, "data 'pictures' (from --data): no such", "tiny"),
+        ([*TRAIN, "--data", "~no-such-user/x"], 66, "data '~no-such-user/x'", "hub id"),
+        ([*TRAIN, "--model", "a/b/c"], 66, "model 'a/b/c' (from --model): no such", "hub id"),
+        ([*TRAIN, "--set", "data=./no"], 66, "data './no' (from --set): no such", "hub id"),
+        ([*TRAIN, "--data", "./no", "--dry-run"], 66, "data './no'", "hub id"),
         (["status", "nobody", *LOCAL], 66, "run 'nobody': no such run", "launcher list"),
         (["logs", "../x", *LOCAL], 66, "run '../x': no such run", ""),
         (["cancel", "nobody", *LOCAL], 66, "run 'nobody': no such run", ""),
@@ -171,8 +201,10 @@ def test_wrong_usage_is_one_line(inside, place, arguments, error, hint):
         (["list"], 78, "list", "kubectl get jobs -l app.kubernetes.io/managed-by=launcher"),
         (["status", "x", "-n", "team"], 78, "run 'x'", "kubectl describe job/x -n team"),
         (["logs", "x", "--context", "c"], 78, "run 'x'", "kubectl logs -f job/x --context c"),
-        (["cancel", "x"], 78, "run 'x'", "kubectl delete job/x"),
-        (["fetch", "x", "out"], 78, "run 'x'", "--store"),
+        (["cancel", "x", "--backend", "kubernetes"], 78, "run 'x'", "kubectl delete job/x"),
+        (["cancel", "x"], 66, "run 'x': no such run in ", "kubectl delete job/x"),
+        (["status", "x"], 66, "run 'x': no such run in ", "kubectl describe job/x"),
+        (["fetch", "x", "out"], 66, "run 'x': no such run in ", "--store"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_with_its_code(inside, place, arguments, code, error, hint):
@@ -183,6 +215,57 @@ def test_bad_input_is_one_line_with_its_code(inside, place, arguments, code, err
 
 def test_a_refusal_of_a_real_process(place):
     refused(launch(place, *TRAIN, "--set", "stesp=3"), 78, "--set stesp: no such key", "steps")
+
+
+@pytest.mark.parametrize("verb", [TRAIN, ("list",)])
+def test_a_variable_with_a_bad_store_is_one_line(inside, monkeypatch, verb):
+    monkeypatch.setenv("LAUNCHER_STORE", "//[x")
+    done = inside(*verb, *LOCAL)
+    refused(done, 78, "store '//[x' (from LAUNCHER_STORE)", "--store ./runs")
+
+
+def test_an_empty_store_in_a_file_is_the_default(inside, place):
+    (place / "launcher.toml").write_text('store = ""\n')
+    done = inside(*TRAIN, "--dry-run")
+    assert done.stderr == DEFAULTS
+    assert f"JOB_STORE: {place}/runs\n" in done.stdout
+
+
+def test_a_store_that_is_a_file_is_called_one(inside, place):
+    (place / "f").write_text("")
+    for store in ("f", "f/below"):
+        done = inside(*TRAIN, "--store", store)
+        refused(done, 78, f"store {place}/{store}: {place}/f: is a file, not a folder", "--store")
+
+
+def test_a_configuration_that_is_a_folder_is_refused(inside, place):
+    (place / "launcher.toml").mkdir()
+    refused(inside("config"), 78, "launcher.toml: cannot be read: Is a directory", "--example")
+
+
+def test_paths_of_a_spec_file_are_checked_and_made_absolute(inside, place):
+    (place / "s.yaml").write_text("data: pictures\nmodel: me/model\n")
+    refused(inside(*TRAIN, "--spec", "s.yaml"), 66, "data 'pictures' (from s.yaml): no such file")
+    (place / "pictures").mkdir()
+    done = inside(*TRAIN, "--spec", "s.yaml", "--dry-run")
+    spec = json.loads(yaml.safe_load(done.stdout)["environment"]["JOB_SPEC"])
+    assert spec["data"] == str(place / "pictures")
+    assert spec["model"] == "me/model", "a hub id"
+
+
+@pytest.mark.parametrize(("minutes", "seconds"), [("", "60"), ("30", "1800"), ("5", "300")])
+def test_a_folder_here_is_not_waited_for_as_long(inside, monkeypatch, minutes, seconds):
+    monkeypatch.setenv("LAUNCHER_STORE_DEADLINE_MINUTES", minutes)
+    environment = yaml.safe_load(inside(*TRAIN, "--dry-run").stdout)["environment"]
+    assert environment["JOB_STORE_DEADLINE_SECONDS"] == seconds
+
+
+def test_a_weight_out_of_range_is_blamed_on_its_flag(inside, place):
+    wanted = ("submit", "infer", *CLUSTER, "--dry-run", "--prompts", PROMPTS)
+    done = inside(*wanted, "--lora", "cat:99")
+    refused(done, 78, "lora_weight: ", "lora_weight comes from --lora RUN:WEIGHT")
+    done = inside(*wanted, "--lora", "cat@0")
+    refused(done, 78, "lora_step: ", "lora_step comes from --lora RUN@STEP")
 
 
 @pytest.mark.parametrize(
@@ -288,6 +371,131 @@ def test_status_list_logs_cancel_and_fetch_agree(place):
     assert "out/checkpoints/step-00000003/pytorch_lora_weights.safetensors" in paths
     assert all((place / path).is_file() for path in paths)
     assert launch(place, "fetch", "first", "out").stdout == ""
+    (place / "out/result.json").write_text("mine")
+    (place / "runs/first/result.json").write_text("{}")
+    done = launch(place, "fetch", "first", "out")
+    refused(done, 73, "out/result.json: exists and is another file", "--force")
+    assert (place / "out/result.json").read_text() == "mine"
+    assert launch(place, "fetch", "first", "out", "--force").stdout == "out/result.json\n"
+    assert (place / "out/result.json").read_text() == "{}"
+
+
+DEEP = (*LOCAL, "--store", "deep/runs")
+"""Where `place` does not look for runs to end: it could not read the broken ones."""
+
+
+def local_run(place, name, spec, **changes):
+    """Write the files of a run that ended, without running it."""
+    folder = place / "deep/runs" / name
+    (folder / "local").mkdir(parents=True)
+    plan = {
+        "name": name, "kind": spec["kind"], "uid": name, "submitted": "2026-11-23T10:00:00Z",
+        "workers": 1, "environment": {"JOB_SPEC": json.dumps(spec)},
+    }  # fmt: skip
+    (folder / "local/plan.json").write_text(json.dumps(plan | changes))
+    (folder / "local/lock").touch()
+    (folder / "local/termination").write_text("0 done\n")
+    return folder
+
+
+TRAINED = {"kind": "train", "steps": 4}
+PAINTED = {"kind": "infer", "images": 1, "prompts": [{"line": 1}]}
+
+
+@pytest.mark.parametrize(
+    ("spec", "file", "text"),
+    [
+        (TRAINED, "spec.json", "garbage"),
+        (TRAINED, "spec.json", "[1]"),
+        (TRAINED, "spec.json", '{"attempts": "x"}'),
+        (TRAINED, "spec.json", "[" * 100_000),
+        (TRAINED, "metrics.jsonl", '{"step": "x", "ms_per_step": 1.0}\n'),
+        (TRAINED, "metrics.jsonl", '{"step": 1, "loss": "x"}\n'),
+        (TRAINED, "metrics.jsonl", '{"step": 1, "img_s": []}\n'),
+        (TRAINED, "metrics.jsonl", '{"step": 1, "ms_per_step": true}\n'),
+        (TRAINED, "local/plan.json", "garbage"),
+        (TRAINED | {"steps": "x"}, "local/plan.json", None),
+        (PAINTED | {"images": "x"}, "local/plan.json", None),
+        (PAINTED | {"prompts": 3}, "local/plan.json", None),
+        (PAINTED | {"prompts": {"key": "../x"}}, "local/plan.json", None),
+    ],
+)
+def test_a_broken_record_is_named_and_hides_no_other_run(inside, place, spec, file, text):
+    local_run(place, "good", TRAINED)
+    folder = local_run(place, "bad", spec)
+    if text is not None:
+        (folder / file).write_text(text)
+    refused(inside("status", "bad", *DEEP), 78, f"{folder / file}: ")
+    done = inside("list", *DEEP)
+    assert done.returncode == 0
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["RUN", "good"]
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"skipped: {folder / file}: ")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"environment": {}},
+        {"environment": {"JOB_SPEC": "{not json"}},
+        {"environment": {"JOB_SPEC": "[]"}},
+        {"environment": {"JOB_SPEC": 3}},
+        {"environment": []},
+        {"submitted": 3},
+        {"workers": "x"},
+    ],
+)
+def test_a_broken_plan_is_named(inside, place, changes):
+    folder = local_run(place, "bad", TRAINED, **changes)
+    for verb in (("status", "bad"), ("cancel", "bad"), ("fetch", "bad", "out")):
+        refused(inside(*verb, *DEEP), 78, f"{folder}/local/plan.json: is not a record")
+    assert "skipped: " in inside("list", *DEEP).stderr
+
+
+def test_a_record_that_is_a_folder_is_named(inside, place):
+    folder = local_run(place, "bad", TRAINED)
+    (folder / "spec.json").mkdir()
+    refused(inside("status", "bad", *DEEP), 78, f"{folder}/spec.json: cannot be read")
+
+
+def test_a_pace_that_is_not_finite_promises_nothing(inside, place):
+    folder = local_run(place, "run", TRAINED)
+    (folder / "metrics.jsonl").write_text('{"step": 1, "ms_per_step": NaN, "loss": NaN}\n')
+    assert "step 1 of 4, loss nan" in inside("status", "run", *DEEP).stdout
+
+
+def test_a_damaged_commit_is_one_line(inside, place):
+    folder = local_run(place, "run", TRAINED) / "checkpoints/step-00000004"
+    folder.mkdir(parents=True)
+    (folder / "COMMITTED").write_bytes(b"\xff")
+    (folder / "MANIFEST.json").write_text("{}")
+    refused(inside("fetch", "run", "out", *DEEP), 66, "step-00000004")
+
+
+def test_hints_carry_the_flags_that_find_the_run(place):
+    there = ("--store", "a b")
+    launch(place, *TRAIN, *there, "--name", "run", "--steps", "99", env=SLOW)
+    flags = "--backend local --store 'a b'"
+    done = launch(place, *TRAIN, *there, "--name", "run", "--steps", "99")
+    refused(done, 73, "is running", f"launcher logs run -f {flags} follows it")
+    refused(done, 73, "is running", f"launcher cancel run {flags} ends it")
+
+
+def test_cancel_kills_what_a_dead_supervisor_left(place):
+    launch(place, *TRAIN, "--name", "run", "--steps", "99", env={**SLOW, "STANDIN_CHILD": "1"})
+    files = Files(place / "runs/run")
+    while not files.console.is_file() or "step=1" not in files.console.read_text():
+        time.sleep(0.05)
+    os.kill(int(files.pid.read_text()), signal.SIGKILL)
+    while localrun.alive(files):
+        time.sleep(0.05)
+    uid = localrun.read(files).uid
+    assert localproc.members(uid)
+    done = launch(place, "cancel", "run")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "run: killed what its supervisor left behind\nrun: interrupted" in done.stderr
+    assert not localproc.members(uid)
+    assert "killed" not in launch(place, "cancel", "run").stderr
 
 
 def test_an_empty_list_is_an_empty_list(place):

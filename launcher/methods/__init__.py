@@ -18,6 +18,13 @@ from launcher.settings import DEFAULT, near
 TINY = "tiny"
 LOCAL_DEFAULT = "default of the local backend"
 DEFAULT_METHOD = "lora"
+_FLAGS = {
+    "lora": "--lora RUN",
+    "lora_step": "--lora RUN@STEP",
+    "lora_weight": "--lora RUN:WEIGHT",
+    "validation_prompts": "--validation-prompt",
+}
+"""Keys of the spec whose flag is called something else."""
 _FOLDER = Path(__file__).parent
 _SPECS: dict[str, type[TrainSpec] | type[InferSpec]] = {"train": TrainSpec, "infer": InferSpec}
 
@@ -51,7 +58,7 @@ def resolve(request: Request) -> Resolved:
 
     Raises:
         NotFound: the --spec file does not exist.
-        Usage: a --set without `=`.
+        Usage: a --set without `=`, or of the prompts.
         Misconfigured: an unknown key, or a value that jobs.specs refuses.
     """
     chosen = _chosen(request)
@@ -90,9 +97,11 @@ def _chosen(request: Request) -> dict[str, tuple[str, object]]:
         if not equals or not key:
             raise Usage(f"--set {text!r}: wants key=value", "for example --set save_every=100")
         _known(key, request.kind, f"--set {key}")
+        if key == "prompts":  # --prompts would win over it without a word
+            raise Usage("--set prompts: prompts come from a file", "--prompts FILE")
         chosen[key] = ("--set", _typed(key, value, request.kind))
     for key, flag in request.flags.items():
-        chosen[key] = (f"--{key.replace('_', '-')}", flag)
+        chosen[key] = (_FLAGS.get(key, f"--{key}"), flag)
     return chosen
 
 
