@@ -68,7 +68,7 @@ _IMAGE = re.compile(
     r"(?:(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(?::[0-9]+)?/)?"
     r"[a-z0-9]+(?:(?:[._/]|__|-+)[a-z0-9]+)*"
     r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?"
-    r"(?:@[A-Za-z][A-Za-z0-9+._-]*:[0-9a-fA-F]{32,})?"
+    r"(?:@[A-Za-z][A-Za-z0-9+._-]*:[0-9a-fA-F]+)?"
 )
 APPLICATION = "ascend-diffusion-jobs"
 
