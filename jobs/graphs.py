@@ -86,5 +86,6 @@ def open_cache(
         folder.mkdir()
     os.environ["MS_COMPILER_CACHE_ENABLE"] = "1"
     os.environ["MS_COMPILER_CACHE_PATH"] = str(folder)
-    log.info("graphs=%s key=%s", "warm" if warm else "cold", prefix.rpartition("/")[2])
+    state = "warm" if warm else "cold; compiling, which is silent for minutes"
+    log.info("graphs=%s key=%s", state, prefix.rpartition("/")[2])
     return Graphs(store, prefix, folder, warm)

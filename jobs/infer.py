@@ -68,7 +68,7 @@ def run(env: Environment, spec: InferSpec, worker: Worker) -> None:
         bad = paint(painter, batch, spec, outbox, worker, done)
         painted += sum((r.line, r.image) not in done for r in batch) - len(bad)
         failed += bad
-        log.info("painted=%d of=%d", painted, sum(len(b) for b in todo))
+        log.info("painted=%d of=%d workers=%d", painted, sum(map(len, todo)), worker.world)
     summary = {
         "painted": painted,
         "asked": len(rows) * spec.images,

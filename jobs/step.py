@@ -79,7 +79,7 @@ class CaptionLoss(nn.Cell):  # type: ignore[misc]
 _adamw = ops.MultitypeFuncGraph("adamw")
 
 
-@_adamw.register(*("Tensor", "Number") + ("Tensor",) * 8)  # type: ignore[misc]
+@_adamw.register(*("Tensor", "Number") + ("Tensor",) * 8)  # type: ignore[untyped-decorator]
 def _adamw_one(
     lr: Tensor,
     weight_decay: float,

@@ -36,12 +36,6 @@ class Loop:
     grad_norm: float = float("nan")
     seconds: list[float] = field(default_factory=list)
 
-    @property
-    def step_seconds(self) -> float:
-        """Median of the steps so far without the first, which compiles."""
-        warm = self.seconds[1:] or self.seconds
-        return float(np.median(warm)) if warm else float("nan")
-
 
 def run(env: Environment, spec: TrainSpec, worker: Worker) -> None:
     """Train on this worker until `spec.steps`, a stop or a failure.
@@ -189,22 +183,29 @@ def report(outbox: Outbox, spec: TrainSpec, worker: Worker, loop: Loop) -> None:
     """Write a metrics row and a log line every `log_every` steps, for the first and the last."""
     if loop.done % spec.log_every and loop.done not in (1, spec.steps):
         return
-    seconds = loop.step_seconds
-    row = {
+    row: dict[str, object] = {
         "step": loop.done,
         "steps": spec.steps,
         "loss": loop.loss,
         "lr": spec.learning_rate,
         "grad_norm": loop.grad_norm,
-        "ms_per_step": round(1000 * seconds, 2),
-        "img_s": round(spec.batch_size * worker.world / seconds, 3),
+        **speed(spec, worker, loop),
         "time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
     outbox.append(layout.METRICS, row)
-    log.info(
-        "step=%d/%d loss=%.6f grad_norm=%.4f ms_per_step=%.1f img_s=%.2f",
-        *(loop.done, spec.steps, loop.loss, loop.grad_norm, row["ms_per_step"], row["img_s"]),
-    )
+    pace = f" ms_per_step={row['ms_per_step']} img_s={row['img_s']}" if row["img_s"] else ""
+    numbers = (loop.done, spec.steps, loop.loss, loop.grad_norm)
+    log.info("step=%d/%d loss=%.6f grad_norm=%.4f%s", *numbers, pace)
+
+
+def speed(spec: TrainSpec, worker: Worker, loop: Loop) -> dict[str, float | None]:
+    """Return milliseconds a step and pictures a second, over all workers; none before step 2."""
+    if len(loop.seconds) < 2:
+        return {"ms_per_step": None, "img_s": None}
+    # The median of the steps so far without the first, which compiles.
+    seconds = float(np.median(loop.seconds[1:]))
+    rate = spec.batch_size * worker.world / seconds
+    return {"ms_per_step": round(1000 * seconds, 2), "img_s": round(rate, 3)}
 
 
 def save(outbox: Outbox, spec: TrainSpec, step: TrainStep, done: int) -> None:
@@ -246,7 +247,6 @@ def validate(
 
 def summary(spec: TrainSpec, worker: Worker, loop: Loop, compile_s: float) -> dict[str, object]:
     """Return the result in the columns of the reference's table."""
-    seconds = loop.step_seconds
     return {
         "kind": "train",
         "method": spec.method,
@@ -256,8 +256,7 @@ def summary(spec: TrainSpec, worker: Worker, loop: Loop, compile_s: float) -> di
         "global_batch": spec.batch_size * worker.world,
         "steps": loop.done,
         "compile_s": round(compile_s, 1),
-        "ms_per_step": round(1000 * seconds, 2) if loop.seconds else None,
-        "img_s": round(spec.batch_size * worker.world / seconds, 3) if loop.seconds else None,
+        **speed(spec, worker, loop),
         "loss": loop.loss if loop.seconds else None,
         "checkpoint": f"{layout.CHECKPOINTS}/{layout.step_name(loop.done)}",
     }

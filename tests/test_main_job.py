@@ -162,6 +162,13 @@ def test_the_other_commands_of_the_readme_work(here: Here) -> None:
     assert {words[0] for words in commands} == {
         "submit", "list", "status", "logs", "cancel", "fetch", "config",
     }  # fmt: skip
+    from jobs.tiny import drawings
+
+    drawings.write_folder(here.folder / "my-pictures", count=1)
+    (here.folder / "sdxl").mkdir()
+    (here.folder / "sdxl" / "model_index.json").write_text("{}")
+    (here.folder / "prompts").mkdir()
+    (here.folder / "prompts" / "tiny.txt").write_text("a red circle\n")
     for words in commands:
         dry = ["--dry-run"] if words[0] == "submit" and "--dry-run" not in words else []
         settings = {"LAUNCHER_IMAGE": "registry.example/jobs:1", "LAUNCHER_STORE": "s3://b/p"}
