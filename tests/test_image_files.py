@@ -9,11 +9,11 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from collections import deque
 from pathlib import Path
 
 import pytest
-import tomllib
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from hypothesis import given
@@ -11,9 +11,7 @@ from launcher.errors import Usage
 from launcher.names import check, fresh, longest, suggest
 
 NODES = st.integers(1, 1000)
-TIMES = st.integers(1_600_000_000, 4_000_000_000).map(
-    lambda s: datetime.fromtimestamp(s, timezone.utc)
-)
+TIMES = st.integers(1_600_000_000, 4_000_000_000).map(lambda s: datetime.fromtimestamp(s, UTC))
 LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # RFC 1123, as Kubernetes writes it
 
 
@@ -85,6 +83,6 @@ def test_a_fresh_name_reads_well() -> None:
 
 
 def test_every_sign_of_a_fresh_name_is_as_likely() -> None:
-    now = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    now = datetime(2026, 1, 1, tzinfo=UTC)
     tokens = fresh("x", "", now=now, entropy=bytes(range(256))).rpartition("-")[2]
     assert {tokens.count(sign) for sign in set(tokens)} == {8}
