@@ -40,6 +40,8 @@ def start(place: Path, *arguments: str, env=None, before=(), **options) -> subpr
         cwd=place,
         env={**kept, **clean, **(env or {})},
         stderr=subprocess.PIPE,
+        # A shell starts background commands with SIGINT ignored, and the tests with them.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         **options,
     )
 
