@@ -68,6 +68,8 @@ class Uploader:
     def cycle(self) -> None:
         """Send what has appeared since the last cycle."""
         for folder in sorted((self.outbox.root / layout.CHECKPOINTS).glob("step-*")):
+            # First the rows up to it: who resumes from this step finds all of them.
+            self._records(force=True)
             self._checkpoint(folder)
         self._pictures()
         self._records()
