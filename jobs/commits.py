@@ -1,20 +1,24 @@
 """Owns the commit protocol: manifest, verification, the marker written last, the run's claim.
 
-Must not know what the files mean. Order of a commit: files, `MANIFEST.json`, verification by
-reading back, the claim checked, `COMMITTED`. Readers trust only sets that have `COMMITTED`.
+Must not know what the files mean. Order of a commit: files, each proven by the store's checksum or
+read back; `MANIFEST.json`; the store's own list compared; the claim checked; `COMMITTED`. Readers
+trust only sets that have `COMMITTED`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from jobs import layout
 from jobs.errors import BadData, BadSpec, Unavailable
-from jobs.stores import Conflict, Store
+from jobs.stores import Conflict, Progress, Store, Stored, sha256_of, unwatched
+from jobs.transfers import get_all, put_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,27 +49,25 @@ class Claim:
     namespace: str
     uid: str
     epoch: int
+    token: str = ""
+    """Drawn at random, so that two attempts that start at the same moment differ."""
 
     def to_json(self) -> bytes:
         """Return deterministic JSON."""
         return json.dumps(asdict(self)).encode()
 
 
-def sha256_of(path: Path) -> str:
-    """Return the digest of a file, hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def describe(folder: Path) -> Manifest:
     """Return the manifest of every file below `folder`, in order of path."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return Manifest(
-        tuple(
-            FileRow(path.relative_to(folder).as_posix(), path.stat().st_size, sha256_of(path))
-            for path in paths
-        )
+        tuple(FileRow(name, path.stat().st_size, sha256_of(path)) for name, path in _files(folder))
     )
+
+
+def _files(folder: Path) -> list[tuple[str, Path]]:
+    """Return (path below the folder, file), in order of path."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [(path.relative_to(folder).as_posix(), path) for path in paths]
 
 
 def take_claim(store: Store, run: str, *, cluster: str, namespace: str, uid: str) -> Claim:
@@ -93,7 +95,7 @@ def take_claim(store: Store, run: str, *, cluster: str, namespace: str, uid: str
                 f"{before.cluster or 'a cluster'}); choose another name"
             )
         epoch = before.epoch + 1
-    claim = Claim(cluster, namespace, uid, epoch)
+    claim = Claim(cluster, namespace, uid, epoch, secrets.token_hex(8))
     try:
         store.swap(key, old, claim.to_json())
     except Conflict as error:
@@ -118,40 +120,86 @@ def check_claim(store: Store, run: str, claim: Claim) -> None:
 
 
 def commit(
-    store: Store, prefix: str, folder: Path, check: Callable[[], None] = lambda: None
+    store: Store,
+    prefix: str,
+    folder: Path,
+    check: Callable[[], None] = lambda: None,
+    progress: Progress = unwatched,
 ) -> Manifest:
     """Upload the files of `folder` as the set `prefix`, verify them and make the set visible.
 
+    A set that is committed with the same files already is left alone.
+
     Args:
+        store: where.
+        prefix: the set.
+        folder: its files; they must not change meanwhile.
         check: called first and before the set becomes visible; a run's commit checks its claim
             there, since an old attempt must not even hide what a new one has committed.
+        progress: takes the bytes that have been moved.
 
     Raises:
         OSError: the store failed; the same call again continues.
     """
     check()
-    manifest = describe(folder)
-    # A set that is written again is invisible until it is whole again.
-    store.delete(f"{prefix}/{layout.COMMITTED}")
-    for row in manifest.files:
-        store.put(f"{prefix}/{row.path}", folder / row.path)
-    store.write(f"{prefix}/{layout.MANIFEST}", manifest.to_json())
-    for row in manifest.files:
-        verify(store, f"{prefix}/{row.path}", row.sha256)
+    if is_committed(store, prefix):
+        with suppress(BadData, FileNotFoundError):
+            if (there := read_manifest(store, prefix)) == describe(folder):
+                progress(sum(row.bytes for row in there.files))
+                return there
+        # A set that is written again is invisible until it is whole again.
+        store.delete(f"{prefix}/{layout.COMMITTED}")
+    files = _files(folder)
+    stored = put_all(store, [(f"{prefix}/{name}", path) for name, path in files], progress)
+    manifest = Manifest(
+        tuple(
+            FileRow(name, proof.size, proof.sha256)
+            for (name, _), proof in zip(files, stored, strict=True)
+        )
+    )
+    marks = {f"{prefix}/{name}": proof for (name, _), proof in zip(files, stored, strict=True)}
+    key = f"{prefix}/{layout.MANIFEST}"
+    marks[key] = store.write(key, manifest.to_json())
+    compare(store, f"{prefix}/", marks)
     check()
     digest = hashlib.sha256(manifest.to_json()).hexdigest()
     store.write(f"{prefix}/{layout.COMMITTED}", digest.encode() + b"\n")
     return manifest
 
 
-def verify(store: Store, key: str, sha256: str) -> None:
-    """Read an object back and compare.
+def compare(store: Store, prefix: str, stored: Mapping[str, Stored]) -> None:
+    """Compare what was stored with what the store lists: a last look at all, a page a thousand.
 
     Raises:
-        OSError: the store gives back other bytes than were written.
+        OSError: an object is missing, or another one than was stored.
     """
-    if store.sha256(key) != sha256:
-        raise OSError(f"{key}: the store gives back other bytes than were written")
+    there = {entry.key: entry for entry in store.list(prefix)}
+    for key, proof in stored.items():
+        entry = there.get(key)
+        if entry is None:
+            raise OSError(f"{store.url}/{key}: is not there after it was written")
+        if entry.size != proof.size or (entry.tag and proof.tag and entry.tag != proof.tag):
+            raise OSError(f"{store.url}/{key}: is another object than was written")
+
+
+def verify_set(store: Store, prefix: str, progress: Progress = unwatched) -> Manifest:
+    """Read every file of a committed set back and compare.
+
+    Raises:
+        FileNotFoundError: the set is not committed.
+        BadData: a file is missing or is not the one that was committed; it is named.
+    """
+    manifest = read_manifest(store, prefix)
+    for row in manifest.files:
+        key = f"{prefix}/{row.path}"
+        try:
+            found = store.sha256(key)
+        except FileNotFoundError as error:
+            raise BadData(f"{store.url}/{key}: is gone, and was committed") from error
+        if found != row.sha256:
+            raise BadData(f"{store.url}/{key}: not the file that was committed")
+        progress(row.bytes)
+    return manifest
 
 
 def committed_steps(store: Store, run: str) -> list[int]:
@@ -182,21 +230,31 @@ def read_manifest(store: Store, prefix: str) -> Manifest:
     raw = store.read(f"{prefix}/{layout.MANIFEST}")
     if hashlib.sha256(raw).hexdigest() != digest:
         raise BadData(f"{store.url}/{prefix}: its manifest is not the one that was committed")
-    return Manifest(tuple(FileRow(**row) for row in json.loads(raw)["files"]))
+    try:
+        return Manifest(tuple(FileRow(**row) for row in json.loads(raw)["files"]))
+    except (ValueError, TypeError, KeyError) as error:
+        raise BadData(f"{store.url}/{prefix}: its manifest is damaged") from error
 
 
-def download(store: Store, prefix: str, folder: Path) -> Manifest:
-    """Copy a committed set into `folder`, each file verified.
+def download(store: Store, prefix: str, folder: Path, progress: Progress = unwatched) -> Manifest:
+    """Copy a committed set into `folder`, each file verified; what is there whole stays.
 
     Raises:
         FileNotFoundError: the set is not committed.
-        BadData: a file is not the one that was committed.
+        BadData: a file is not the one that was committed, or its path leads out of the folder.
     """
     manifest = read_manifest(store, prefix)
     for row in manifest.files:
-        target = folder / row.path
-        store.get(f"{prefix}/{row.path}", target)
-        if sha256_of(target) != row.sha256:
-            target.unlink()
+        if any(part in ("", ".", "..") for part in row.path.split("/")):
+            raise BadData(f"{store.url}/{prefix}: its manifest names a file outside: {row.path!r}")
+    wanted = [row for row in manifest.files if not _whole(folder / row.path, row)]
+    items = [(f"{prefix}/{row.path}", folder / row.path) for row in wanted]
+    for row, found in zip(wanted, get_all(store, items, progress), strict=True):
+        if found != row.sha256:
+            (folder / row.path).unlink()
             raise BadData(f"{store.url}/{prefix}/{row.path}: not the file that was committed")
     return manifest
+
+
+def _whole(path: Path, row: FileRow) -> bool:
+    return path.is_file() and path.stat().st_size == row.bytes and sha256_of(path) == row.sha256

@@ -22,7 +22,7 @@ from pathlib import Path
 from jobs import commits, layout
 from jobs.environment import Environment, Worker
 from jobs.errors import BadData
-from jobs.stores import Store, open_store
+from jobs.stores import Store, open_store, sha256_of
 
 log = logging.getLogger("jobs.graphs")
 
@@ -35,7 +35,7 @@ def key(program: str, env: Environment, worker: Worker, constants: dict[str, obj
     here = Path(__file__).parent
     parts = {
         "program": program,
-        "sources": {name: commits.sha256_of(here / name) for name in SOURCES},
+        "sources": {name: sha256_of(here / name) for name in SOURCES},
         "versions": {name: importlib.metadata.version(name) for name in ("mindspore", "mindone")},
         "machine": platform.machine(),
         "device": env.device,
@@ -70,7 +70,7 @@ def open_cache(
     program: str, env: Environment, worker: Worker, constants: dict[str, object]
 ) -> Graphs:
     """Point MindSpore at this program's cache; call it before the first graph is compiled."""
-    store = open_store(env.store)
+    store = open_store(env.store, env.access)
     prefix = f"{layout.CACHE}/graphs/{key(program, env, worker, constants)}"
     folder = env.work / "graphs" / str(worker.rank)
     shutil.rmtree(folder, ignore_errors=True)

@@ -20,7 +20,7 @@ from jobs.environment import Environment, Worker
 from jobs.errors import BadData, BadSpec, PicturesFailed, Stopped
 from jobs.outbox import Outbox
 from jobs.specs import InferSpec, PromptRow
-from jobs.stores import Store, open_store
+from jobs.stores import Store, open_store, sha256_of
 
 log = logging.getLogger("jobs.infer")
 
@@ -31,7 +31,7 @@ def run(env: Environment, spec: InferSpec, worker: Worker) -> None:
     Raises:
         JobError: see jobs.errors.
     """
-    outbox, store = Outbox(env.work), open_store(env.store)
+    outbox, store = Outbox(env.work), open_store(env.store, env.access)
     kind = model.dtype(spec.precision, env.device)
     folder = model.locate(spec.model, spec.model_revision, env)
     rows = prompts(spec, store)
@@ -127,7 +127,7 @@ def read_lora(
         )
     path = env.work / "lora" / f"{spec.lora}-{step}-{Worker.read().rank}.safetensors"
     store.get(f"{prefix}/{layout.LORA_FILE}", path)
-    if commits.sha256_of(path) != files[layout.LORA_FILE]:
+    if sha256_of(path) != files[layout.LORA_FILE]:
         raise BadData(f"lora {spec.lora}: {layout.LORA_FILE} is not the file that was committed")
     return lora.read(path), step
 

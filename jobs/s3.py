@@ -1,0 +1,290 @@
+"""Owns the store that speaks S3, by boto3: one request each, proven by checksum, retried.
+
+Large objects go by multipart.py and ranges.py. Must not know what a run or a commit is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jobs.access import Access, preset
+from jobs.errors import BadSpec
+from jobs.parts import Digests, Tables, in_base64, tag_of
+from jobs.s3faults import Away, Outdated, retrying
+from jobs.stores import Conflict, Entry, Progress, Refused, Stored, check_key, unwatched
+
+T = TypeVar("T")
+
+PART_BYTES = 16 * 1024 * 1024
+"""Size of a part: large enough that a request's own cost vanishes, small enough to lose."""
+PARTS_AT_ONCE = 4
+BUFFERS = 5
+"""Parts held in memory at once, over all files: 80 MiB."""
+CONNECT_SECONDS, READ_SECONDS = 10, 60
+
+
+class S3Store:
+    """A bucket, or a prefix in it."""
+
+    def __init__(
+        self,
+        bucket: str,
+        prefix: str,
+        access: Access,
+        scratch: Path | None = None,
+        *,
+        part_bytes: int = PART_BYTES,
+    ) -> None:
+        """Nothing is sent yet.
+
+        Raises:
+            BadSpec: the bucket has no name, or the prefix is no legal key.
+        """
+        if not bucket:
+            raise BadSpec("store 's3://': names no bucket (s3://bucket/prefix)")
+        prefix = prefix.strip("/")
+        try:
+            prefix = prefix and check_key(prefix)
+        except ValueError as error:
+            raise BadSpec(f"store 's3://{bucket}/{prefix}': {error}") from error
+        self.bucket = bucket
+        self.prefix = prefix
+        self.access = preset(access)
+        self.scratch = scratch
+        self.part_bytes = part_bytes
+        self.url = f"s3://{bucket}/{prefix}".rstrip("/")
+        self.checksum = self.access.checksum
+        """How uploads are proven; falls to md5 with a server that ignores the newer headers."""
+        self.slots = threading.BoundedSemaphore(BUFFERS)
+        self.tables = Tables(scratch)
+
+    @cached_property
+    def client(self) -> Any:
+        """The boto3 client; made at the first request, since the import takes a while."""
+        import boto3
+        from botocore.config import Config
+
+        style: Any = self.access.addressing
+        config = Config(
+            signature_version="s3v4",
+            connect_timeout=CONNECT_SECONDS,
+            read_timeout=READ_SECONDS,
+            max_pool_connections=4 * PARTS_AT_ONCE,
+            tcp_keepalive=True,
+            retries={"total_max_attempts": 1, "mode": "standard"},  # retrying() does it
+            # We send and compare checksums ourselves; newer defaults are refused by OBS and others.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            # The signature covers the checksum header, so the body need not be hashed again.
+            s3={"addressing_style": style, "payload_signing_enabled": self.checksum == "none"},
+        )
+        session = boto3.session.Session()
+        region = self.access.region or session.region_name or "us-east-1"
+        return session.client(
+            "s3", endpoint_url=self.access.endpoint or None, region_name=region, config=config
+        )
+
+    @cached_property
+    def pool(self) -> ThreadPoolExecutor:
+        """The threads that move parts, shared by all files of this store."""
+        return ThreadPoolExecutor(PARTS_AT_ONCE, thread_name_prefix="part")
+
+    def name(self, key: str) -> str:
+        """Return the object's full key."""
+        return f"{self.prefix}/{check_key(key)}".lstrip("/")
+
+    def place(self, key: str) -> str:
+        """Return endpoint, bucket and key as messages name them."""
+        host = self.access.endpoint or "AWS"
+        return f"{self.url}/{key} at {host}" if key else f"{self.url} at {host}"
+
+    def call(self, operation: str, key: str, **arguments: object) -> Any:
+        """Send one request about an object, with retries.
+
+        Raises:
+            FileNotFoundError, Refused, OSError: as `retrying` does.
+        """
+        return self.trying(
+            key,
+            lambda: getattr(self.client, operation)(
+                Bucket=self.bucket, Key=self.name(key), **arguments
+            ),
+        )
+
+    def trying(self, key: str, action: Callable[[], T]) -> T:
+        """Return what `action` returns, with retries, its errors named after the object."""
+        return retrying(self.place(key), action)
+
+    def put(self, key: str, path: Path, progress: Progress = unwatched) -> Stored:
+        """Store a file; a large one in parts."""
+        from jobs import multipart
+
+        if path.stat().st_size > self.part_bytes:
+            return multipart.put(self, key, path, progress)
+        with path.open("rb") as file:
+            data = file.read(self.part_bytes + 1)
+            if len(data) != path.stat().st_size:
+                raise Refused(f"{path}: changed while it was read; try again when it is at rest")
+        stored = self.write(key, data)
+        progress(len(data))
+        return stored
+
+    def write(self, key: str, data: bytes) -> Stored:
+        """Store bytes in one request."""
+        return self._put(key, data)
+
+    def _put(self, key: str, data: bytes, **conditions: str) -> Stored:
+        digests = Digests(data)
+
+        def send() -> Stored:
+            given = self.proof(digests)
+            name = self.name(key)
+            answer = self.client.put_object(
+                Bucket=self.bucket, Key=name, Body=data, **given, **conditions
+            )
+            if not self.proven(answer, digests):
+                self.read_back(key, digests.sha256.hex())
+            return Stored(len(data), digests.sha256.hex(), tag_of(answer))
+
+        return self.trying(key, send)
+
+    def proof(self, digests: Digests) -> dict[str, str]:
+        """Return the header by which the server checks a body."""
+        if self.checksum == "sha256":
+            return {"ChecksumSHA256": in_base64(digests.sha256)}
+        if self.checksum == "md5":
+            return {"ContentMD5": in_base64(digests.md5)}
+        return {}
+
+    def proven(self, answer: Mapping[str, Any], digests: Digests) -> bool:
+        """Say whether the server's answer proves that it holds these bytes.
+
+        Raises:
+            Away: it tells of other bytes.
+        """
+        told = answer.get("ChecksumSHA256")
+        if self.checksum == "sha256" and told:
+            if told != in_base64(digests.sha256):
+                raise Away("the server holds other bytes than were sent")
+            return True
+        if self.checksum == "sha256":
+            self.checksum = "md5"  # it ignores the header: from now on the ETag is the proof
+        return tag_of(answer) == digests.md5.hex()
+
+    def read_back(self, key: str, sha256: str) -> None:
+        """Compare what the store gives back, where no checksum proves it.
+
+        Raises:
+            Away: it gives back other bytes, or none.
+        """
+        try:
+            found = self.sha256(key)
+        except FileNotFoundError as error:
+            raise Away(f"{self.place(key)}: is not there after it was written") from error
+        if found != sha256:
+            raise Away(f"{self.place(key)}: the store gives back other bytes than were written")
+
+    def swap(self, key: str, old: bytes | None, new: bytes) -> None:
+        """Replace an object by conditional PUT; where the server has none, compare and read back.
+
+        Raises:
+            Conflict: it is not `old`.
+        """
+        try:
+            answer = self.call("get_object", key)
+            now, tag = answer["Body"].read(), answer["ETag"]
+        except FileNotFoundError:
+            now, tag = None, ""
+        if now == new:
+            return  # an earlier try whose answer was lost
+        if now != old:
+            raise Conflict(key)
+        try:
+            self._put(key, new, **({"IfMatch": tag} if tag else {"IfNoneMatch": "*"}))
+        except Outdated as error:
+            # Ours, if a retry met what the try before it had written.
+            if self._now(key) != new:
+                raise Conflict(key) from error
+        except Refused as error:
+            if "NotImplemented" not in str(error):
+                raise
+            self._put(key, new)
+        if self._now(key) != new:
+            raise Conflict(key)
+
+    def _now(self, key: str) -> bytes | None:
+        try:
+            return self.read(key)
+        except FileNotFoundError:
+            return None
+
+    def get(self, key: str, path: Path, progress: Progress = unwatched) -> str:
+        """Copy an object to a file, by ranges side by side; return its SHA-256."""
+        from jobs import ranges
+
+        return ranges.get(self, key, path, progress)
+
+    def read(self, key: str) -> bytes:
+        """Return the object's bytes."""
+
+        def fetch() -> bytes:
+            answer = self.client.get_object(Bucket=self.bucket, Key=self.name(key))
+            data: bytes = answer["Body"].read()  # checks the length
+            return data
+
+        return self.trying(key, fetch)
+
+    def sha256(self, key: str) -> str:
+        """Return the digest of the bytes the store gives back."""
+
+        def fetch() -> str:
+            body = self.client.get_object(Bucket=self.bucket, Key=self.name(key))["Body"]
+            digest = hashlib.sha256()
+            for chunk in body.iter_chunks(1 << 20):
+                digest.update(chunk)
+            return digest.hexdigest()
+
+        return self.trying(key, fetch)
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """Yield the objects below the prefix, a page of 1,000 a request."""
+        start = f"{self.prefix}/{prefix}".lstrip("/")
+        more: dict[str, str] = {}
+        while True:
+            page = self.trying(
+                prefix,
+                lambda: self.client.list_objects_v2(Bucket=self.bucket, Prefix=start, **more),  # noqa: B023
+            )
+            for row in page.get("Contents", ()):
+                key = row["Key"][len(self.prefix) + 1 if self.prefix else 0 :]
+                when = row["LastModified"].timestamp()
+                yield Entry(key, row["Size"], tag_of(row), when)
+            if not page.get("IsTruncated"):
+                return
+            more = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def delete(self, key: str) -> None:
+        """Remove the object; in a versioned bucket its versions stay, invisible."""
+        try:
+            self.call("delete_object", key)
+        except FileNotFoundError:
+            return
+
+    def unfinished(self, prefix: str) -> Sequence[Entry]:
+        """Return the multipart uploads that were begun and not ended."""
+        from jobs import multipart
+
+        return [entry for _, entry in multipart.unfinished(self, prefix)]
+
+    def abort(self, prefix: str, before: float) -> int:
+        """Abort multipart uploads begun before that time, but none that can still go on here."""
+        from jobs import multipart
+
+        return multipart.abort(self, prefix, min(before, time.time()))
