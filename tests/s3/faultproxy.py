@@ -6,106 +6,18 @@ It forwards requests as they are signed, Host included. Must not know our code, 
 from __future__ import annotations
 
 import hashlib
-import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from email.utils import formatdate
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Literal
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 from xml.sax.saxutils import escape
+
+from faults import Fault, Passed
 
 BLOCK = 1 << 16
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "proxy-connection"}
-EVER = 1 << 30
-
-Kind = Literal[
-    "answer",  # an answer of the proxy's own; nothing is passed on
-    "close",  # the connection is closed without an answer; nothing is passed on
-    "cut",  # half of the request's body is passed on, then both sides are closed
-    "truncate",  # half of the answer's body, then the connection is closed
-    "wrong",  # one byte of the answer's body is another
-    "corrupt",  # one byte of the request's body is another
-    "swallow",  # 200 with a plausible ETag; nothing is passed on
-    "delay",  # passed on after `seconds`
-    "hang",  # no answer for `seconds`, then the connection is closed; nothing is passed on
-    "lose",  # passed on, and the answer is lost
-]
-
-
-@dataclass
-class Fault:
-    """What happens to requests `first`, ... (from 1) of those that match, `times` of them."""
-
-    kind: Kind
-    method: str = ""
-    """Regular expression of the whole method; empty: any."""
-    key: str = ""
-    """Regular expression searched in /bucket/key, unquoted."""
-    query: str = ""
-    """Regular expression searched in the query as sent, such as `partNumber=2`."""
-    first: int = 1
-    times: int = 1
-    status: int = 503
-    code: str = ""
-    """For an answer: the S3 error code; empty: a body that is not XML."""
-    headers: dict[str, str] = field(default_factory=dict)
-    body: bytes | None = None
-    """For an answer: its body, instead of one made of `code`."""
-    seconds: float = 0.0
-    seen: int = 0
-    """Matching requests until now."""
-
-    def matches(self, method: str, key: str, query: str) -> bool:
-        """Say whether it is about such a request."""
-        return bool(
-            re.fullmatch(self.method or ".*", method)
-            and re.search(self.key, key)
-            and re.search(self.query, query)
-        )
-
-    @property
-    def done(self) -> int:
-        """How many requests it has been done to."""
-        return min(max(self.seen - self.first + 1, 0), self.times)
-
-
-def slow_down(**match: object) -> Fault:
-    """Return S3's own way of saying that it is too much."""
-    return Fault("answer", code="SlowDown", **match)  # type: ignore[arg-type]
-
-
-def skewed(**match: object) -> Fault:
-    """Return the answer to a request whose clock is wrong: the server's clock is in its Date."""
-    return Fault(
-        "answer",
-        status=403,
-        code="RequestTimeTooSkewed",
-        headers={"Date": formatdate(usegmt=True)},
-        **match,  # type: ignore[arg-type]
-    )
-
-
-@dataclass
-class Passed:
-    """One request: what of it went on to the server, and what was answered (0: nothing)."""
-
-    method: str
-    key: str
-    """/bucket/key, unquoted."""
-    query: str
-    fault: str = ""
-    sent: int = 0
-    """Bytes of its body that were passed on."""
-    status: int = 0
-
-    @property
-    def part(self) -> int:
-        """The part's number; 0: no part of a multipart upload."""
-        return int(parse_qs(self.query).get("partNumber", ["0"])[0])
 
 
 class FaultProxy:
@@ -166,6 +78,7 @@ class _Handler(BaseHTTPRequestHandler):
     def serve(self) -> None:
         target = urlsplit(self.path)
         passed, fault = self.proxy.begin(self.command, unquote(target.path), target.query)
+        passed.headers = {name.lower(): value for name, value in self.headers.items()}
         kind = fault.kind if fault else ""
         if fault and kind == "delay":
             self.proxy.closing.wait(fault.seconds)
@@ -186,7 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         passed.status = answer.status
-        self._give_back(answer, kind)
+        self._give_back(answer, kind, passed)
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = serve  # noqa: N815
 
@@ -261,7 +174,7 @@ class _Handler(BaseHTTPRequestHandler):
             upstream.send(b"0\r\n\r\n")
         return upstream.getresponse()
 
-    def _give_back(self, answer: HTTPResponse, kind: str) -> None:
+    def _give_back(self, answer: HTTPResponse, kind: str, passed: Passed) -> None:
         headers = {k: v for k, v in answer.getheaders() if k.lower() not in HOP_BY_HOP}
         if self.command == "HEAD" or answer.status in (204, 304):
             self._send(answer.status, headers, None)
@@ -279,6 +192,7 @@ class _Handler(BaseHTTPRequestHandler):
             if kind == "truncate":
                 piece = block[: max(size // 2 - at, 0)]
             self.wfile.write(piece)
+            passed.received += len(piece)
             at += len(block)
             if kind == "truncate" and at >= size // 2:
                 break

@@ -19,7 +19,8 @@ from botocore.exceptions import (
     ReadTimeoutError,
     ResponseStreamingError,
 )
-from faultproxy import EVER, Fault, FaultProxy, fault_proxy, skewed, slow_down
+from faultproxy import FaultProxy, fault_proxy
+from faults import EVER, Fault, skewed, slow_down
 from servers import Link, Server
 
 pytestmark = pytest.mark.store
