@@ -19,17 +19,20 @@ from typing import TypeVar
 from jobs import commits, layout, specs
 from jobs.environment import Environment
 from jobs.errors import BadData, PicturesFailed, Unavailable
-from jobs.outbox import Outbox
-from jobs.stores import Store, open_store
+from jobs.outbox import Outbox, write_whole
+from jobs.stores import Refused, Store, open_store
+from jobs.sync import Uploader
 
 log = logging.getLogger("jobs.attempt")
 T = TypeVar("T")
 
 STALE = (
     "outbox", "drafts", "restored", "encoded", "alive", "ended", "reasons", "summaries", "stop",
-    "done", "uploader-reason",
+    "done", "uploader-reason", "sending", "upload-rate.json",
 )  # fmt: skip
 """What an attempt writes into its work directory and the next one must not find."""
+OWNER = "owner.json"
+"""The claim of the attempt that last used the work directory."""
 
 
 @dataclass
@@ -77,7 +80,8 @@ def patiently(env: Environment, stop: StopRequest, what: str, action: Callable[[
     """Return what `action` returns; while the store is away try again, up to the deadline.
 
     Raises:
-        Unavailable: the store was away for longer, or a stop was asked for meanwhile.
+        Unavailable: the store was away for longer or has refused for good, or a stop was asked
+            for meanwhile.
     """
     started = time.monotonic()
     while True:
@@ -85,6 +89,8 @@ def patiently(env: Environment, stop: StopRequest, what: str, action: Callable[[
             return action()
         except FileNotFoundError:
             raise  # the store has answered
+        except Refused as error:
+            raise Unavailable(f"store: {error}") from error
         except OSError as error:
             if time.monotonic() - started >= env.store_deadline_seconds or stop.since is not None:
                 raise Unavailable(f"store {env.store}: {what}: {error}") from error
@@ -99,7 +105,7 @@ def prepare(env: Environment, spec: specs.Spec, stop: StopRequest) -> Attempt:
         BadSpec: the run belongs to another submission.
         Unavailable: the store was away past the deadline.
     """
-    store = open_store(env.store)
+    store = open_store(env.store, env.access, Outbox(env.work).uploads)
     claim = patiently(
         env,
         stop,
@@ -108,20 +114,69 @@ def prepare(env: Environment, spec: specs.Spec, stop: StopRequest) -> Attempt:
             store, env.run, cluster=env.cluster, namespace=env.namespace, uid=env.uid
         ),
     )
+    if _is_ours(env.work / OWNER, claim):
+        _salvage(env, spec, store, claim, stop)
+    else:
+        shutil.rmtree(Outbox(env.work).uploads, ignore_errors=True)
     # An earlier attempt in the same directory may have left half of something. By name: the store
     # may lie in the directory too.
     for name in STALE:
         path = env.work / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     env.work.mkdir(parents=True, exist_ok=True)
+    write_whole(env.work / OWNER, claim.to_json())
     attempt = Attempt(env, spec, store, claim, stop)
     shutil.rmtree(attempt.logs, ignore_errors=True)
     patiently(env, stop, "restore", lambda: _restore(attempt))
+    _abort_uploads(attempt)
     text = specs.to_json(spec)
     record = {"spec": json.loads(text), "sha256": _sha256(text), "attempts": claim.epoch}
     body = json.dumps(record, indent=1).encode()
     patiently(env, stop, layout.SPEC, lambda: store.write(layout.key(env.run, layout.SPEC), body))
     return attempt
+
+
+def _is_ours(path: Path, claim: commits.Claim) -> bool:
+    """Say whether the directory was written by the attempt just before this one.
+
+    An older one's leftovers must not overwrite what the attempts between have put into the store.
+    """
+    try:
+        before = commits.Claim(**json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return False
+    return (before.uid, before.epoch + 1) == (claim.uid, claim.epoch)
+
+
+def _salvage(
+    env: Environment, spec: specs.Spec, store: Store, claim: commits.Claim, stop: StopRequest
+) -> None:
+    """Send what the attempt before had finished and could not send any more.
+
+    Raises:
+        Unavailable: the store was away past the deadline, or a stop was asked for meanwhile.
+    """
+    outbox = Outbox(env.work)
+    left = [*(outbox.root / layout.CHECKPOINTS).glob("step-*"), *(outbox.root / "rows").glob("*")]
+    if not left:
+        return
+    log.info("salvage=%d finished by the attempt before", len(left))
+    uploader = Uploader(store, env.run, outbox, claim, env.store_deadline_seconds)
+    uploader.stopped = lambda: stop.since is not None
+    if spec.kind == "infer":
+        uploader.retrying("picture manifest", uploader.recall)
+    uploader.cycle()
+
+
+def _abort_uploads(attempt: Attempt) -> None:
+    """Forget the large uploads that earlier attempts left unfinished; they cost money unseen."""
+    try:
+        count = attempt.store.abort(layout.key(attempt.env.run, ""), time.time())
+    except OSError as error:  # not everybody may list them, and nothing depends on it
+        log.warning("unfinished-uploads=kept error=%r", str(error))
+    else:
+        if count:
+            log.info("unfinished-uploads=aborted count=%d", count)
 
 
 def _sha256(text: str) -> str:

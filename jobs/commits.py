@@ -226,8 +226,11 @@ def read_manifest(store: Store, prefix: str) -> Manifest:
         FileNotFoundError: the set is not committed.
         BadData: the manifest is not the one that was committed.
     """
-    digest = store.read(f"{prefix}/{layout.COMMITTED}").decode("ascii", "replace").strip()
-    raw = store.read(f"{prefix}/{layout.MANIFEST}")
+    marker, manifest = (
+        f"{prefix}/{name}".lstrip("/") for name in (layout.COMMITTED, layout.MANIFEST)
+    )
+    digest = store.read(marker).decode("ascii", "replace").strip()
+    raw = store.read(manifest)
     if hashlib.sha256(raw).hexdigest() != digest:
         raise BadData(f"{store.url}/{prefix}: its manifest is not the one that was committed")
     try:

@@ -10,9 +10,10 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from jobs.access import Access
 from jobs.errors import BadSpec
 
 
@@ -30,10 +31,15 @@ class Environment:
     """JOB_RUN: name of the run, the first part of its keys in the store."""
     store: str
     """JOB_STORE: root of the store."""
+    access: Access = field(default_factory=Access)
+    """JOB_STORE_ENDPOINT, _REGION, _ADDRESSING, _CHECKSUM: how an object store is spoken to."""
     uid: str
     """JOB_UID: identity of the submission; every attempt of it has the same."""
     work: Path
     """JOB_WORK: private directory of this attempt's pod; its files may be gone afterwards."""
+    cache: Path = Path()
+    """JOB_CACHE: directory for models and data sets from the store, perhaps shared by the node's
+    jobs; <work>/cache if it is not set."""
     cluster: str = ""
     """JOB_CLUSTER: name of the cluster, for the claim."""
     namespace: str = ""
@@ -81,6 +87,11 @@ class Environment:
                 wrong.append(f"{name}: {raw!r} is not a number of at least {least:g}")
             return value
 
+        access = Access()
+        try:
+            access = Access.read(variables)
+        except BadSpec as error:
+            wrong.append(str(error))
         device = text("JOB_DEVICE", "Ascend")
         if device not in ("Ascend", "CPU"):
             wrong.append(f"JOB_DEVICE: {device!r} is neither Ascend nor CPU")
@@ -88,8 +99,10 @@ class Environment:
             spec=text("JOB_SPEC"),
             run=text("JOB_RUN"),
             store=text("JOB_STORE"),
+            access=access,
             uid=text("JOB_UID"),
             work=Path(text("JOB_WORK")),
+            cache=Path(text("JOB_CACHE", "") or Path(variables.get("JOB_WORK", "")) / "cache"),
             cluster=text("JOB_CLUSTER", ""),
             namespace=text("JOB_NAMESPACE", ""),
             workers=int(number("JOB_WORKERS", 1, 1)),

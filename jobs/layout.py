@@ -2,7 +2,7 @@
 
 <store>/<run>/claim.json                 whose run it is (see commits)
               spec.json                  what was asked, with its hash
-              checkpoints/step-00000500/ files, MANIFEST.json, COMMITTED (last)
+              checkpoints/step-00000500/ files, MANIFEST.json, COMMITTED (last); PINNED if it is
               images/00001-00.png        line 1, image 0
               manifest.jsonl             one row a committed picture
               metrics.jsonl              one row a logged step
@@ -28,6 +28,7 @@ CACHE = "cache"
 
 MANIFEST = "MANIFEST.json"
 COMMITTED = "COMMITTED"
+PINNED = "PINNED"
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """The name diffusers looks for in a LoRA folder."""

@@ -51,6 +51,16 @@ class Outbox:
         """Exists when the workers have ended and nothing new will appear."""
         return self.work / "done"
 
+    @property
+    def uploads(self) -> Path:
+        """Part tables of interrupted uploads; outlive the attempt."""
+        return self.work / "uploads"
+
+    @property
+    def rate(self) -> Path:
+        """Bytes and seconds of the newest commit, which the next one is expected to take too."""
+        return self.work / "upload-rate.json"
+
     def draft(self, step: int) -> Path:
         """Return an empty folder to write a checkpoint into, invisible to the uploader."""
         folder = self.work / "drafts" / layout.step_name(step)

@@ -9,30 +9,27 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
-import json
 import logging
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
 from jobs import __version__, specs
-from jobs.attempt import Attempt, StopRequest, finished, prepare
+from jobs.attempt import Attempt, StopRequest, finished, patiently, prepare
 from jobs.environment import Environment, log_to_stdout
-from jobs.errors import BY_CODE, BY_EXIT, JobError, Stalled, Unavailable, planned
-from jobs.msrun import Follower, Msrun, die_with_parent
+from jobs.errors import BY_CODE, JobError, Stalled, Unavailable, planned
+from jobs.msrun import Follower, Msrun
+from jobs.staging import stage
+from jobs.uploading import Uploading, upload_seconds
 from jobs.verdict import conclude, judge, raise_reasons
 
 log = logging.getLogger("jobs.runtime")
 
 POLL_SECONDS = 0.2
-UPLOAD_SHARE = 0.5
-"""Part of the grace period that is kept for the upload after the workers have ended."""
 LINGER_SECONDS = {"CPU": 0.0, "Ascend": 60.0}
 """How long workers that have handed over everything may take to leave their group: on CPU that
 is 10 s of polite waiting with nothing to release."""
@@ -60,16 +57,7 @@ def versions() -> str:
     return " ".join(found)
 
 
-def start_uploader(attempt: Attempt) -> subprocess.Popen[bytes]:
-    """Start the uploader process with this attempt's claim."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "jobs.sync", json.dumps(asdict(attempt.claim))],
-        stdin=subprocess.DEVNULL,
-        preexec_fn=die_with_parent,
-    )
-
-
-def watch(attempt: Attempt, workers: Msrun, uploader: subprocess.Popen[bytes]) -> int:
+def watch(attempt: Attempt, workers: Msrun, uploader: Uploading) -> int:
     """Follow the workers until they end; return msrun's exit code, or the failed worker's.
 
     Raises:
@@ -77,7 +65,7 @@ def watch(attempt: Attempt, workers: Msrun, uploader: subprocess.Popen[bytes]) -
         JobError: the uploader gave up; the workers are killed, for their work cannot be kept.
     """
     follower = Follower(attempt.logs, sys.stdout)
-    limit = attempt.env.grace_seconds * (1 - UPLOAD_SHARE)
+    limit: float | None = None
     ended_at: float | None = None
     try:
         while workers.process.poll() is None:
@@ -90,10 +78,10 @@ def watch(attempt: Attempt, workers: Msrun, uploader: subprocess.Popen[bytes]) -
             failed = workers.failed()
             if failed is not None:
                 return failed
-            if uploader.poll() is not None:
-                raise uploader_error(attempt, uploader)
+            uploader.check()
             if attempt.stop.since is not None:
                 attempt.outbox.stop.touch()
+                limit = limit or attempt.env.grace_seconds - upload_seconds(attempt)
                 if time.monotonic() - attempt.stop.since > limit:
                     log.warning("stop=late seconds=%.0f; killing the workers", limit)
                     return -signal.SIGTERM
@@ -122,33 +110,6 @@ def check_stall(attempt: Attempt) -> None:
             raise Stalled(f"worker {rank}: silent for {silent:.0f} s, the limit is {limit:.0f} s")
 
 
-def uploader_error(attempt: Attempt, uploader: subprocess.Popen[bytes]) -> JobError:
-    """Return the reason the uploader left, as the error it stands for."""
-    path = attempt.env.work / "uploader-reason"
-    if path.exists():
-        code, _, reason = path.read_text(encoding="utf-8").partition(" ")
-        return BY_EXIT[int(code)](reason)
-    return JobError(f"the uploader ended with {uploader.returncode}; see the log")
-
-
-def drain(attempt: Attempt, uploader: subprocess.Popen[bytes]) -> None:
-    """Tell the uploader that nothing new will appear, and wait until all is in the store.
-
-    Raises:
-        JobError: it gave up, or did not end inside the grace period.
-    """
-    attempt.outbox.done.touch()
-    while uploader.poll() is None:
-        if attempt.stop.since is not None:
-            left = attempt.stop.since + attempt.env.grace_seconds - 2 - time.monotonic()
-            if left <= 0:
-                uploader.kill()
-                raise Unavailable("stopped: the upload did not end inside the grace period")
-        time.sleep(POLL_SECONDS)
-    if uploader.returncode != 0:
-        raise uploader_error(attempt, uploader)
-
-
 def run(env: Environment, spec: specs.Spec, stop: StopRequest) -> None:
     """Do one attempt from restore to verified results.
 
@@ -161,28 +122,29 @@ def run(env: Environment, spec: specs.Spec, stop: StopRequest) -> None:
         return
     if stop.since is not None:
         raise Unavailable("stopped on request before the workers were started")
+    stopped = lambda: stop.since is not None  # noqa: E731
+    staged = patiently(env, stop, "staging", lambda: stage(env, spec, stopped))
     log.info(
         "attempt=%d restored=%d workers=%d", attempt.claim.epoch, attempt.restored, env.workers
     )
     # Worker logs are for our own lines: MindSpore at ERROR, no warnings of Python packages.
     quiet = {"PYTHONWARNINGS": "ignore", "TRANSFORMERS_VERBOSITY": "error"}
+    quiet["JOB_SPEC"] = specs.to_json(staged)
     quiet["GLOG_v"] = os.environ.get("GLOG_v", "3")  # noqa: SIM112
-    uploader = start_uploader(attempt)
+    uploader = Uploading(attempt)
     try:
         workers = Msrun.start(env, spec.kind, attempt.logs, quiet)
         ended = watch(attempt, workers, uploader)
         if ended == 0:
             conclude(attempt)
         try:
-            drain(attempt, uploader)
+            uploader.drain()
         except JobError:
             raise_reasons(attempt)
             raise
         judge(attempt, ended)
     finally:
-        if uploader.poll() is None:
-            uploader.kill()
-            uploader.wait()
+        uploader.end()
 
 
 def terminate(log_file: str | None, code: int, reason: str) -> None:

@@ -71,6 +71,10 @@ class TrainSpec(Frozen):
     """Seed of data order, noise and time steps; execution settings never enter it."""
     save_every: int = Field(500, ge=1)
     """Steps between checkpoints; also the most work a preemption can cost."""
+    keep_last: int = Field(0, ge=0)
+    """Committed checkpoints that stay in the store, the newest ones; 0 keeps all."""
+    keep_every: int = Field(0, ge=0)
+    """Checkpoints at multiples of this step stay as well; pinned ones always do."""
     log_every: int = Field(10, ge=1)
     """Steps between log lines and metrics rows."""
     validation_prompts: tuple[Annotated[str, Field(min_length=1)], ...] = ()

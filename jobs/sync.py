@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import random
 import shutil
 import sys
@@ -17,17 +18,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jobs import commits, layout
+from jobs import commits, layout, retention
 from jobs.environment import Environment
 from jobs.errors import JobError, Unavailable
-from jobs.outbox import Outbox
+from jobs.outbox import Outbox, write_whole
 from jobs.stores import Store, open_store
+from jobs.transfers import put_all
 
 log = logging.getLogger("jobs.sync")
 
 POLL_SECONDS = 0.2
-RECORD_SECONDS = 1.0
-"""Seconds between copies of a growing record."""
+RECORD_SECONDS, PAID_RECORD_SECONDS = 1.0, 10.0
+"""Seconds between copies of a growing record: to a directory, and where requests cost money."""
+PICTURES_AT_ONCE = 64
+"""Pictures that are sent before the manifest is written again."""
+NICENESS = 10
+"""Training comes first: a step must not wait for an upload."""
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.5, 30.0
 
 
@@ -42,12 +48,19 @@ class Uploader:
     deadline_seconds: float
     rows: list[str] = field(default_factory=list)
     sent: dict[str, tuple[int, float]] = field(default_factory=dict)
+    keep_last: int = 0
+    keep_every: int = 0
+    stopped: Callable[[], bool] = lambda: False
+    """Asked between tries, where somebody may stop waiting."""
 
     def retrying(self, what: str, action: Callable[[], object]) -> None:
         """Do `action`; on OSError again, with full jitter, until the deadline.
 
+        A refusal is retried too: what was allowed an hour ago, as a key being replaced, may be
+        again, and what lies here would be lost.
+
         Raises:
-            Unavailable: the store failed for longer than the deadline.
+            Unavailable: the store failed for longer than the deadline, or a stop was asked for.
         """
         started, wait = time.monotonic(), FIRST_RETRY_SECONDS
         while True:
@@ -55,7 +68,7 @@ class Uploader:
                 action()
             except OSError as error:
                 away = time.monotonic() - started
-                if away >= self.deadline_seconds:
+                if away >= self.deadline_seconds or self.stopped():
                     raise Unavailable(
                         f"store {self.store.url}: {what}: {error}; gave up after {away:.0f} s"
                     ) from error
@@ -79,40 +92,57 @@ class Uploader:
         prefix = layout.key(self.run, layout.CHECKPOINTS, folder.name)
         self.retrying(
             f"commit of {folder.name}",
-            lambda: commits.commit(
-                self.store,
-                prefix,
-                folder,
-                check=self._check_claim,
-            ),
+            lambda: commits.commit(self.store, prefix, folder, check=self._check_claim),
         )
-        size = sum(row.bytes for row in commits.describe(folder).files)
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         shutil.rmtree(folder)
-        log.info(
-            "committed=%s bytes=%d seconds=%.2f", folder.name, size, time.monotonic() - started
+        seconds = time.monotonic() - started
+        write_whole(
+            self.outbox.rate, json.dumps({"bytes": size, "seconds": round(seconds, 3)}).encode()
         )
+        log.info("committed=%s bytes=%d seconds=%.2f", folder.name, size, seconds)
+        if self.keep_last:
+            self.retrying("retention", self._retain)
+
+    def _retain(self) -> None:
+        """Remove the checkpoints that the spec does not keep."""
+        steps = commits.committed_steps(self.store, self.run)
+        pinned = retention.pinned(self.store, self.run)
+        for step in retention.doomed(
+            steps, keep_last=self.keep_last, keep_every=self.keep_every, pinned=pinned
+        ):
+            self._check_claim()
+            retention.remove(self.store, retention.checkpoint(self.run, step))
+            log.info("removed=%s", layout.step_name(step))
 
     def _pictures(self) -> None:
-        done = []
-        for path in sorted((self.outbox.root / "rows").glob("[!.]*.json")):
-            row = json.loads(path.read_bytes())
-            picture = self.outbox.work / "outbox" / str(row["file"])
-            key = layout.key(self.run, str(row["file"]))
-            self.retrying(f"picture {row['file']}", lambda p=picture, k=key: self._put(k, p))  # type: ignore[misc]
-            self.rows.append(json.dumps(row))
-            done.append((path, picture))
-        if done:
-            self.retrying("picture manifest", self._write_rows)
-            for path, picture in done:
-                path.unlink()
-                picture.unlink()
+        paths = sorted((self.outbox.root / "rows").glob("[!.]*.json"))
+        for at in range(0, len(paths), PICTURES_AT_ONCE):
+            self._send_pictures(paths[at : at + PICTURES_AT_ONCE])
+
+    def _send_pictures(self, paths: list[Path]) -> None:
+        rows = [json.loads(path.read_bytes()) for path in paths]
+        pictures = [self.outbox.root / str(row["file"]) for row in rows]
+        items = [
+            (layout.key(self.run, str(row["file"])), picture)
+            for row, picture in zip(rows, pictures, strict=True)
+        ]
+
+        def send() -> None:
+            for row, stored in zip(rows, put_all(self.store, items), strict=True):
+                if stored.sha256 != row["sha256"]:
+                    raise OSError(f"{row['file']}: is not the picture that was painted")
+
+        self.retrying(f"pictures from {rows[0]['file']}", send)
+        known = set(self.rows)
+        self.rows += [text for row in rows if (text := json.dumps(row)) not in known]
+        self.retrying("picture manifest", self._write_rows)
+        for path, picture in zip(paths, pictures, strict=True):
+            path.unlink()
+            picture.unlink()
 
     def _check_claim(self) -> None:
         commits.check_claim(self.store, self.run, self.claim)
-
-    def _put(self, key: str, path: Path) -> None:
-        self.store.put(key, path)
-        commits.verify(self.store, key, commits.sha256_of(path))
 
     def _write_rows(self) -> None:
         self._check_claim()
@@ -122,28 +152,43 @@ class Uploader:
         self.store.write(layout.key(self.run, layout.PICTURES), ("\n".join(rows) + "\n").encode())
 
     def _records(self, *, force: bool = False) -> None:
+        """Send the records and logs that have grown; at most every few seconds, or now."""
         root = self.outbox.root
         logs = self.outbox.work / layout.LOGS
+        pause = RECORD_SECONDS if self.store.url.startswith("file:") else PAID_RECORD_SECONDS
         found = [(p.name, p) for p in root.glob("[!.]*.json*") if p.name != layout.RESULT]
         found += [(p.relative_to(self.outbox.work).as_posix(), p) for p in logs.rglob("*.log")]
         for name, path in found:
             size, when = path.stat().st_size, self.sent.get(name, (-1, 0.0))
-            if size == when[0] or (not force and time.monotonic() - when[1] < RECORD_SECONDS):
+            if size == when[0] or (not force and time.monotonic() - when[1] < pause):
                 continue
-            key = layout.key(self.run, name)
-            self.retrying(name, self._check_claim)
-            self.retrying(name, lambda p=path, k=key: self.store.put(k, p))  # type: ignore[misc]
+            self._send_record(name, path)
             self.sent[name] = (size, time.monotonic())
+
+    def _send_record(self, name: str, path: Path) -> None:
+        """Send a copy of the record, since whoever writes it goes on."""
+        copy = self.outbox.work / "sending" / path.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+        self.retrying(name, self._check_claim)
+        self.retrying(name, lambda: self.store.put(layout.key(self.run, name), copy))
+        copy.unlink()
+
+    def recall(self) -> None:
+        """Read the rows of the pictures that are in the store already."""
+        self.rows = known_rows(self.store, self.run)
 
     def finish(self) -> None:
         """Send what is left; the result comes last, so that it speaks of what is there."""
         self.cycle()
         self._records(force=True)
+        if self.keep_last:  # an attempt before may have been killed in the middle of it
+            self.retrying("retention", self._retain)
         result = self.outbox.root / layout.RESULT
         if result.exists():
             self.retrying(layout.RESULT, self._check_claim)
             key = layout.key(self.run, layout.RESULT)
-            self.retrying(layout.RESULT, lambda: self._put(key, result))
+            self.retrying(layout.RESULT, lambda: self.store.put(key, result))
 
 
 def known_rows(store: Store, run: str) -> list[str]:
@@ -161,9 +206,13 @@ def upload(env: Environment, claim: commits.Claim) -> None:
         Unavailable: the store was away past the deadline.
         Unavailable: the run belongs to a newer attempt.
     """
-    store = open_store(env.store)
-    rows = known_rows(store, env.run)
-    uploader = Uploader(store, env.run, Outbox(env.work), claim, env.store_deadline_seconds, rows)
+    outbox = Outbox(env.work)
+    store = open_store(env.store, env.access, outbox.uploads)
+    uploader = Uploader(store, env.run, outbox, claim, env.store_deadline_seconds)
+    uploader.retrying("picture manifest", uploader.recall)
+    spec = json.loads(env.spec)
+    uploader.keep_last = int(spec.get("keep_last", 0))
+    uploader.keep_every = int(spec.get("keep_every", 0))
     while not uploader.outbox.done.exists():
         uploader.cycle()
         time.sleep(POLL_SECONDS)
@@ -175,6 +224,7 @@ def main() -> int:
     from jobs.environment import log_to_stdout
 
     log_to_stdout()
+    os.nice(NICENESS)
     env = Environment.read()
     try:
         upload(env, commits.Claim(**json.loads(sys.argv[1])))

@@ -10,6 +10,11 @@ from typing import NoReturn
 import pytest
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=20, help="kill -9s of a chaos test")
+    parser.addoption("--chaos-seed", type=int, default=0, help="seed of their moments")
+
+
 @pytest.fixture(scope="session")
 def missing() -> Callable[[str, str], NoReturn]:
     """Return `missing(mark, reason)`: the test is skipped, or fails if REQUIRE names the mark.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -60,7 +61,37 @@ def test_leftovers_of_the_attempt_before_are_gone(env: Environment) -> None:
     prepared(env)
     assert kept.is_dir()
     left = {p.name for p in env.work.iterdir()}
-    assert left == {"models"}
+    assert left == {"models", "owner.json"}
+
+
+def left_behind(env: Environment, step: int) -> None:
+    """Leave a checkpoint in the outbox, as an attempt that was killed before its upload does."""
+    draft = Outbox(env.work).draft(step)
+    (draft / "state").write_bytes(b"%d" % step)
+    Outbox(env.work).publish(draft)
+    Outbox(env.work).append(layout.METRICS, {"step": step})
+    Outbox(env.work).append(layout.METRICS, {"step": step + 1})
+
+
+def test_what_the_attempt_before_had_finished_is_sent_and_gone_on_from(
+    env: Environment, store: FileStore
+) -> None:
+    prepared(env)
+    left_behind(env, 40)
+    again = prepared(env)
+    assert commits.committed_steps(store, "r") == [40]
+    assert again.restored == 40
+    rows = [json.loads(row) for row in (again.outbox.root / layout.METRICS).open()]
+    assert rows == [{"step": 40}]
+
+
+def test_leftovers_of_an_older_attempt_are_not_sent(env: Environment, store: FileStore) -> None:
+    prepared(env)
+    left_behind(env, 40)
+    elsewhere = dataclasses.replace(env, work=env.work.with_name("other-node"))
+    prepared(elsewhere)
+    assert prepared(env).restored == 0
+    assert commits.committed_steps(store, "r") == []
 
 
 def test_the_newest_state_is_restored_with_the_metrics_up_to_it(

@@ -8,7 +8,7 @@ import pytest
 
 from jobs import commits, layout
 from jobs.errors import BadData, BadSpec, Unavailable
-from jobs.stores import FileStore
+from jobs.stores import FileStore, Progress, Stored, unwatched
 
 OURS = {"cluster": "c", "namespace": "n", "uid": "u1"}
 
@@ -24,13 +24,13 @@ class Failing(FileStore):
         if self.writes_left < 0:
             raise OSError("away")
 
-    def put(self, key: str, path: Path) -> None:
+    def put(self, key: str, path: Path, progress: Progress = unwatched) -> Stored:
         self._spend()
-        super().put(key, path)
+        return super().put(key, path, progress)
 
-    def write(self, key: str, data: bytes) -> None:
+    def write(self, key: str, data: bytes) -> Stored:
         self._spend()
-        super().write(key, data)
+        return super().write(key, data)
 
     def sha256(self, key: str) -> str:
         return "0" * 64 if self.lie and key.endswith("state") else super().sha256(key)

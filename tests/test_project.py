@@ -24,7 +24,9 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 MODULES = sorted([*(ROOT / "jobs").rglob("*.py"), *(ROOT / "launcher").rglob("*.py")])
-CONTRACT = {"commits", "errors", "layout", "prompts", "specs", "stores"}
+CONTRACT = {
+    "access", "commits", "errors", "layout", "prompts", "retention", "specs", "stores", "transfers",
+}  # fmt: skip
 """The half of jobs/ that the launcher reads too: no framework behind any of it."""
 OF_CLUSTER = {"backends/kubernetes.py", "backends/podlogs.py", "doctor.py", "schema.py"}
 """The modules of launcher/ that may import the Kubernetes client."""

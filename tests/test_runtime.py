@@ -64,7 +64,8 @@ def supervise(tmp_path: Path, **changes: str | None) -> tuple[int, str, str]:
         ({"JOB_NODES": "2"}, "one node"),
         ({"JOB_SPEC": "{}"}, "spec"),
         ({"JOB_SPEC": '{"kind":"train","stesp":1}'}, "stesp: unknown key"),
-        ({"JOB_STORE": "s3://bucket/x"}, "store 's3://bucket/x'"),
+        ({"JOB_STORE": "gs://bucket/x"}, "store 'gs://bucket/x'"),
+        ({"JOB_STORE_CHECKSUM": "crc"}, "JOB_STORE_CHECKSUM: 'crc' is none of auto"),
     ],
 )
 def test_what_cannot_be_run_is_one_line_and_78(
@@ -81,7 +82,7 @@ def test_what_cannot_be_run_is_one_line_and_78(
 
 def test_the_first_line_tells_versions_and_the_spec_but_no_secret(tmp_path: Path) -> None:
     code, output, _ = supervise(
-        tmp_path, JOB_STORE="s3://bucket/x", AWS_SECRET_ACCESS_KEY="hush-hush"
+        tmp_path, JOB_STORE="gs://bucket/x", AWS_SECRET_ACCESS_KEY="hush-hush"
     )
     first = output.splitlines()[0]
     assert code == 78

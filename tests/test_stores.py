@@ -107,13 +107,27 @@ def test_list_is_exactly_the_keys_with_the_prefix(keys: list[str], prefix: str) 
 def test_urls() -> None:
     assert open_store("/x/y").url == "file:///x/y"
     assert open_store("file:///x/y%20z").url == "file:///x/y%20z"
-    with pytest.raises(BadSpec, match="s3://bucket"):
-        open_store("s3://bucket/prefix")
+    assert open_store("s3://bucket/pre/fix/").url == "s3://bucket/pre/fix"
+    assert open_store("s3://bucket").url == "s3://bucket"
+    with pytest.raises(BadSpec, match="s3://bucket/prefix"):
+        open_store("gs://bucket/prefix")
 
 
 @pytest.mark.parametrize(
     "url",
-    ["", "//[x", "file://[x", "file://", "file:runs", "file:///a%00b", "a\0b", "~no-such-user/x"],
+    [
+        "",
+        "s3://",
+        "s3:///prefix",
+        "s3://bucket/../x",
+        "//[x",
+        "file://[x",
+        "file://",
+        "file:runs",
+        "file:///a%00b",
+        "a\0b",
+        "~no-such-user/x",
+    ],
 )
 def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(BadSpec, match="store ") as caught:

@@ -10,7 +10,7 @@ import pytest
 from jobs import commits, layout, sync
 from jobs.errors import Unavailable
 from jobs.outbox import Outbox
-from jobs.stores import FileStore
+from jobs.stores import FileStore, Progress, Stored, unwatched
 
 
 class Flaky(FileStore):
@@ -18,11 +18,11 @@ class Flaky(FileStore):
 
     failures = 0
 
-    def put(self, key: str, path: Path) -> None:
+    def put(self, key: str, path: Path, progress: Progress = unwatched) -> Stored:
         if self.failures > 0:
             self.failures -= 1
             raise ConnectionResetError(f"reset while sending {key}")
-        super().put(key, path)
+        return super().put(key, path, progress)
 
 
 @pytest.fixture
