@@ -92,10 +92,12 @@ class _Handler(BaseHTTPRequestHandler):
         if answer is None:
             self.close_connection = True
             return
-        if kind == "lose":
+        if kind in ("lose", "behead"):
             answer.read()
         self.proxy.after(passed)
-        if kind == "lose":
+        if kind == "behead":
+            self.wfile.write(b"HTTP/1.1 %d OK\r\nServer: test\r\nX-Am" % answer.status)
+        if kind in ("lose", "behead"):
             self.close_connection = True
             return
         passed.status = answer.status

@@ -18,6 +18,7 @@ Kind = Literal[
     "close",  # the connection is closed without an answer; nothing is passed on
     "cut",  # half of the request's body is passed on, then both sides are closed
     "truncate",  # half of the answer's body, then the connection is closed
+    "behead",  # the answer ends in the middle of its headers
     "wrong",  # one byte of the answer's body is another
     "corrupt",  # one byte of the request's body is another
     "swallow",  # 200 with a plausible ETag; nothing is passed on

@@ -25,7 +25,7 @@ from jobs.stores import Store, open_store
 
 pytestmark = [pytest.mark.chaos, pytest.mark.store, pytest.mark.timeout(3600)]
 
-STEPS, SAVE_EVERY, KEEP_LAST = 240, 12, 2
+STEPS, SAVE_EVERY, KEEP_LAST = 600, 12, 2
 SUPERVISED = Path(__file__).with_name("supervised.py")
 
 
