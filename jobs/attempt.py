@@ -21,7 +21,7 @@ from jobs.environment import Environment
 from jobs.errors import BadData, PicturesFailed, Unavailable
 from jobs.outbox import Outbox, write_whole
 from jobs.stores import Refused, Store, open_store
-from jobs.sync import Uploader
+from jobs.sync import Uploader, abort_uploads
 
 log = logging.getLogger("jobs.attempt")
 T = TypeVar("T")
@@ -116,8 +116,6 @@ def prepare(env: Environment, spec: specs.Spec, stop: StopRequest) -> Attempt:
     )
     if _is_ours(env.work / OWNER, claim):
         _salvage(env, spec, store, claim, stop)
-    else:
-        shutil.rmtree(Outbox(env.work).uploads, ignore_errors=True)
     # An earlier attempt in the same directory may have left half of something. By name: the store
     # may lie in the directory too.
     for name in STALE:
@@ -128,7 +126,7 @@ def prepare(env: Environment, spec: specs.Spec, stop: StopRequest) -> Attempt:
     attempt = Attempt(env, spec, store, claim, stop)
     shutil.rmtree(attempt.logs, ignore_errors=True)
     patiently(env, stop, "restore", lambda: _restore(attempt))
-    _abort_uploads(attempt)
+    abort_uploads(store, env.run, attempt.outbox)
     text = specs.to_json(spec)
     record = {"spec": json.loads(text), "sha256": _sha256(text), "attempts": claim.epoch}
     body = json.dumps(record, indent=1).encode()
@@ -166,17 +164,6 @@ def _salvage(
     if spec.kind == "infer":
         uploader.retrying("picture manifest", uploader.recall)
     uploader.cycle()
-
-
-def _abort_uploads(attempt: Attempt) -> None:
-    """Forget the large uploads that earlier attempts left unfinished; they cost money unseen."""
-    try:
-        count = attempt.store.abort(layout.key(attempt.env.run, ""), time.time())
-    except OSError as error:  # not everybody may list them, and nothing depends on it
-        log.warning("unfinished-uploads=kept error=%r", str(error))
-    else:
-        if count:
-            log.info("unfinished-uploads=aborted count=%d", count)
 
 
 def _sha256(text: str) -> str:

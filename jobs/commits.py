@@ -57,6 +57,11 @@ class Claim:
         return json.dumps(asdict(self)).encode()
 
 
+def below(prefix: str, name: str) -> str:
+    """Return the key of a set's file; the prefix of a store that is one set is empty."""
+    return f"{prefix}/{name}" if prefix else name
+
+
 def describe(folder: Path) -> Manifest:
     """Return the manifest of every file below `folder`, in order of path."""
     return Manifest(
@@ -148,22 +153,22 @@ def commit(
                 progress(sum(row.bytes for row in there.files))
                 return there
         # A set that is written again is invisible until it is whole again.
-        store.delete(f"{prefix}/{layout.COMMITTED}")
+        store.delete(below(prefix, layout.COMMITTED))
     files = _files(folder)
-    stored = put_all(store, [(f"{prefix}/{name}", path) for name, path in files], progress)
+    stored = put_all(store, [(below(prefix, name), path) for name, path in files], progress)
     manifest = Manifest(
         tuple(
             FileRow(name, proof.size, proof.sha256)
             for (name, _), proof in zip(files, stored, strict=True)
         )
     )
-    marks = {f"{prefix}/{name}": proof for (name, _), proof in zip(files, stored, strict=True)}
-    key = f"{prefix}/{layout.MANIFEST}"
+    marks = {below(prefix, name): proof for (name, _), proof in zip(files, stored, strict=True)}
+    key = below(prefix, layout.MANIFEST)
     marks[key] = store.write(key, manifest.to_json())
-    compare(store, f"{prefix}/", marks)
+    compare(store, below(prefix, ""), marks)
     check()
     digest = hashlib.sha256(manifest.to_json()).hexdigest()
-    store.write(f"{prefix}/{layout.COMMITTED}", digest.encode() + b"\n")
+    store.write(below(prefix, layout.COMMITTED), digest.encode() + b"\n")
     return manifest
 
 
@@ -191,7 +196,7 @@ def verify_set(store: Store, prefix: str, progress: Progress = unwatched) -> Man
     """
     manifest = read_manifest(store, prefix)
     for row in manifest.files:
-        key = f"{prefix}/{row.path}"
+        key = below(prefix, row.path)
         try:
             found = store.sha256(key)
         except FileNotFoundError as error:
@@ -215,7 +220,7 @@ def committed_steps(store: Store, run: str) -> list[int]:
 
 def is_committed(store: Store, prefix: str) -> bool:
     """Say whether the set has its marker."""
-    key = f"{prefix}/{layout.COMMITTED}"
+    key = below(prefix, layout.COMMITTED)
     return any(entry.key == key for entry in store.list(key))
 
 
@@ -226,9 +231,7 @@ def read_manifest(store: Store, prefix: str) -> Manifest:
         FileNotFoundError: the set is not committed.
         BadData: the manifest is not the one that was committed.
     """
-    marker, manifest = (
-        f"{prefix}/{name}".lstrip("/") for name in (layout.COMMITTED, layout.MANIFEST)
-    )
+    marker, manifest = (below(prefix, name) for name in (layout.COMMITTED, layout.MANIFEST))
     digest = store.read(marker).decode("ascii", "replace").strip()
     raw = store.read(manifest)
     if hashlib.sha256(raw).hexdigest() != digest:
@@ -251,7 +254,7 @@ def download(store: Store, prefix: str, folder: Path, progress: Progress = unwat
         if any(part in ("", ".", "..") for part in row.path.split("/")):
             raise BadData(f"{store.url}/{prefix}: its manifest names a file outside: {row.path!r}")
     wanted = [row for row in manifest.files if not _whole(folder / row.path, row)]
-    items = [(f"{prefix}/{row.path}", folder / row.path) for row in wanted]
+    items = [(below(prefix, row.path), folder / row.path) for row in wanted]
     for row, found in zip(wanted, get_all(store, items, progress), strict=True):
         if found != row.sha256:
             (folder / row.path).unlink()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -287,4 +286,4 @@ class S3Store:
         """Abort multipart uploads begun before that time, but none that can still go on here."""
         from jobs import multipart
 
-        return multipart.abort(self, prefix, min(before, time.time()))
+        return multipart.abort(self, prefix, before)

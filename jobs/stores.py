@@ -195,7 +195,10 @@ class FileStore:
         return found
 
     def read(self, key: str) -> bytes:
-        return self._path(key).read_bytes()
+        try:
+            return self._path(key).read_bytes()
+        except NotADirectoryError as error:  # a part of the key is an object: no such object
+            raise FileNotFoundError(key) from error
 
     def sha256(self, key: str) -> str:
         return sha256_of(self._path(key))

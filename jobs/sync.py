@@ -22,7 +22,7 @@ from jobs import commits, layout, retention
 from jobs.environment import Environment
 from jobs.errors import JobError, Unavailable
 from jobs.outbox import Outbox, write_whole
-from jobs.stores import Store, open_store
+from jobs.stores import PART, Store, open_store
 from jobs.transfers import put_all
 
 log = logging.getLogger("jobs.sync")
@@ -95,7 +95,8 @@ class Uploader:
             lambda: commits.commit(self.store, prefix, folder, check=self._check_claim),
         )
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        shutil.rmtree(folder)
+        # At once: half a folder that a kill left would be taken for the whole set.
+        shutil.rmtree(folder.rename(folder.with_name(f"{PART}{folder.name}")))
         seconds = time.monotonic() - started
         write_whole(
             self.outbox.rate, json.dumps({"bytes": size, "seconds": round(seconds, 3)}).encode()
@@ -184,11 +185,27 @@ class Uploader:
         self._records(force=True)
         if self.keep_last:  # an attempt before may have been killed in the middle of it
             self.retrying("retention", self._retain)
+        abort_uploads(self.store, self.run, self.outbox)
         result = self.outbox.root / layout.RESULT
         if result.exists():
             self.retrying(layout.RESULT, self._check_claim)
             key = layout.key(self.run, layout.RESULT)
             self.retrying(layout.RESULT, lambda: self.store.put(key, result))
+
+
+def abort_uploads(store: Store, run: str, outbox: Outbox) -> None:
+    """Forget the run's unfinished large uploads, which cost money unseen.
+
+    For moments when the outbox has nothing to send: then nobody can go on with any of them.
+    """
+    shutil.rmtree(outbox.uploads, ignore_errors=True)
+    try:
+        count = store.abort(layout.key(run, ""), float("inf"))
+    except OSError as error:  # not everybody may list them, and nothing depends on it
+        log.warning("unfinished-uploads=kept error=%r", str(error))
+    else:
+        if count:
+            log.info("unfinished-uploads=aborted count=%d", count)
 
 
 def known_rows(store: Store, run: str) -> list[str]:

@@ -69,17 +69,24 @@ def train() -> int:
 def supervise() -> int:
     from jobs import msrun, runtime, uploading
 
+    in_small_parts()
+
     msrun.command = lambda *_: [sys.executable, __file__, "worker"]
     uploading.PROGRAM = (sys.executable, __file__, "uploader")
     return runtime.main()
 
 
 def upload() -> int:
-    from jobs import s3, sync
+    from jobs import sync
 
-    # boto3's first import takes longer than most of these runs last.
-    s3.S3Store.__init__.__kwdefaults__["part_bytes"] = PART_BYTES
+    in_small_parts()
     return sync.main()
+
+
+def in_small_parts() -> None:
+    from jobs import s3
+
+    s3.S3Store.__init__.__kwdefaults__["part_bytes"] = PART_BYTES
 
 
 if __name__ == "__main__":
