@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 STALE = (
     "outbox", "drafts", "restored", "encoded", "alive", "ended", "reasons", "summaries", "stop",
-    "done", "uploader-reason", "sending", "upload-rate.json",
+    "done", "uploader-reason", "sending", "upload-rate.json", "store-away",
 )  # fmt: skip
 """What an attempt writes into its work directory and the next one must not find."""
 OWNER = "owner.json"

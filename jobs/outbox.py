@@ -61,6 +61,11 @@ class Outbox:
         """Bytes and seconds of the newest commit, which the next one is expected to take too."""
         return self.work / "upload-rate.json"
 
+    @property
+    def away(self) -> Path:
+        """Exists while the store is away: since when (s since the epoch), and why."""
+        return self.work / "store-away"
+
     def draft(self, step: int) -> Path:
         """Return an empty folder to write a checkpoint into, invisible to the uploader."""
         folder = self.work / "drafts" / layout.step_name(step)

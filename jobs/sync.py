@@ -15,12 +15,13 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs import commits, layout, retention
 from jobs.environment import Environment
-from jobs.errors import JobError, Unavailable
+from jobs.errors import Unavailable, planned
 from jobs.outbox import Outbox, write_whole
 from jobs.stores import PART, Store, open_store
 from jobs.transfers import put_all
@@ -73,9 +74,12 @@ class Uploader:
                         f"store {self.store.url}: {what}: {error}; gave up after {away:.0f} s"
                     ) from error
                 log.warning("store=away what=%s error=%r since_s=%.0f", what, str(error), away)
+                with suppress(OSError):  # the disk may be full by now, which is then told instead
+                    self.outbox.away.write_text(f"{time.time() - away:.0f} {error}")
                 time.sleep(random.uniform(0, wait))
                 wait = min(2 * wait, LAST_RETRY_SECONDS)
             else:
+                self.outbox.away.unlink(missing_ok=True)
                 return
 
     def cycle(self) -> None:
@@ -245,10 +249,15 @@ def main() -> int:
     env = Environment.read()
     try:
         upload(env, commits.Claim(**json.loads(sys.argv[1])))
-    except JobError as error:
-        log.error("%s", error)
-        (env.work / "uploader-reason").write_text(f"{error.code} {error}", encoding="utf-8")
-        return error.code
+    except Exception as error:
+        known = planned(error, env.work)
+        if known is None:
+            raise
+        log.error("%s", known)
+        with suppress(OSError):
+            text = f"{known.code} {known}"
+            (env.work / "uploader-reason").write_text(text, encoding="utf-8")
+        return known.code
     return 0
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import time
 from pathlib import Path
 
 from jobs import layout
@@ -48,7 +49,18 @@ def raise_reasons(attempt: Attempt) -> None:
     reasons = [pair for pair in attempt.outbox.reasons() if pair[0] != Stopped.code]
     if reasons:
         code, reason = reasons[0]
+        if code == Unavailable.code:
+            reason += _outage(attempt)
         raise BY_EXIT[code](reason) if code in BY_EXIT else JobError(reason)
+
+
+def _outage(attempt: Attempt) -> str:
+    """Return what is known of a store that is away: a disk is full because nothing leaves it."""
+    try:
+        since, _, why = attempt.outbox.away.read_text(encoding="utf-8").partition(" ")
+        return f" (the store has been away for {time.time() - float(since):.0f} s: {why})"
+    except (OSError, ValueError):
+        return ""
 
 
 def judge(attempt: Attempt, ended: int) -> None:

@@ -148,6 +148,15 @@ def test_the_end_of_the_workers_is_translated(attempt: Attempt) -> None:
     assert end(1) is BadSpec, "the lowest rank speaks"
 
 
+def test_a_full_disk_is_told_with_the_outage_that_filled_it(attempt: Attempt) -> None:
+    attempt.outbox.fail(0, 69, "/scratch: No space left on device")
+    with pytest.raises(Unavailable, match=r"No space left on device$"):
+        verdict.raise_reasons(attempt)
+    attempt.outbox.away.write_text(f"{time.time() - 600:.0f} reset by peer")
+    with pytest.raises(Unavailable, match=r"device \(the store has been away for 60\d s: reset by"):
+        verdict.raise_reasons(attempt)
+
+
 def test_success_needs_the_result_in_the_store(attempt: Attempt) -> None:
     attempt.store.write("r/result.json", b"{}")
     verdict.judge(attempt, 0)
