@@ -120,5 +120,10 @@ def size(count: int) -> str:
     return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
 
 
+def counted(count: int, thing: str) -> str:
+    """Return a number of things: 1 file, 2 files."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
 def _line(text: str) -> str:
     return " ".join(text.split())

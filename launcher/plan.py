@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from launcher import devices, names, sizes
+from jobs.access import Access
+from launcher import devices, names, output, sizes
 from launcher.errors import Misconfigured, Usage
 from launcher.settings import Target
 
@@ -97,12 +99,12 @@ def plan(
     server = devices.server(target.server)
     plugin = devices.plugin(target.plugin)
     if local:
-        _check_local(spec, npus, nodes, cores)
+        _check_local(spec, target, npus, nodes, cores)
     else:
         _check_cluster(spec, target, server, npus, nodes)
     spec_json = to_json(spec)
     _check_size(spec_json)
-    grace = sizes.grace_seconds(spec, target.upload_mib_per_second)
+    grace = _grace(spec, target)
     threads = {"JOB_THREADS": str(target.threads or max(1, cores // npus))} if local else {}
     return JobPlan(
         name=name,
@@ -152,7 +154,42 @@ def _environment(
     }
     if target.hub_endpoint:
         rows["HF_ENDPOINT"] = target.hub_endpoint
-    return rows
+    access = Access(
+        endpoint=target.store_endpoint,
+        region=target.store_region,
+        addressing=target.store_addressing,
+        checksum=target.store_checksum,
+    )
+    return rows | access.variables()
+
+
+def short_grace(spec: Spec, target: Target) -> str:
+    """Return a warning if the grace that the cluster keeps is too short; empty if it is not."""
+    need, most = _needed(spec, target), target.max_grace_seconds
+    if _grace(spec, target) >= need:
+        return ""
+    state, rate = sizes.state_bytes(spec), target.upload_mib_per_second
+    if not state:
+        return (
+            f"max_grace_seconds {most}: a stopped pod needs {need} s to end and upload its"
+            " pictures, and may have to paint the last ones again"
+        )
+    rest = most - sizes.grace_seconds(spec, sys.maxsize)  # what is left for the upload
+    enough = f", a store of {-(-state // sizes.MIB // rest)} MiB/s nothing" if rest > 0 else ""
+    return (
+        f"max_grace_seconds {most}: a stopped pod needs {need} s to save and upload"
+        f" {output.size(state)} at {rate} MiB/s, so that a stop may cost all since the last"
+        f" checkpoint; a smaller save_every costs less{enough}"
+    )
+
+
+def _needed(spec: Spec, target: Target) -> int:
+    return sizes.grace_seconds(spec, target.upload_mib_per_second)
+
+
+def _grace(spec: Spec, target: Target) -> int:
+    most = 0 if target.backend == "local" else target.max_grace_seconds
+    return min(_needed(spec, target), most or sys.maxsize)
 
 
 def _given(*names: str) -> tuple[str, ...]:
@@ -160,7 +197,8 @@ def _given(*names: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in names if name))
 
 
-def _check_local(spec: Spec, npus: int, nodes: int, cores: int) -> None:
+def _check_local(spec: Spec, target: Target, npus: int, nodes: int, cores: int) -> None:
+    _check_bucket(target.store)
     if nodes != 1:
         raise Usage(f"--nodes {nodes}: the local backend is one node", "--nodes 1")
     if npus < 1:
@@ -186,6 +224,7 @@ def _check_cluster(
 
 
 def _check_places(target: Target) -> None:
+    _check_bucket(target.store)
     for key, what in (("image", "the image of the jobs"), ("store", "the object store")):
         if not getattr(target, key):
             raise Misconfigured(
@@ -198,13 +237,17 @@ def _check_places(target: Target) -> None:
             "registry/name in lower case, with tag or digest: registry/name:tag",
         )
     scheme, separator, rest = target.store.partition("://")
-    if separator and scheme == "s3" and not _BUCKET.fullmatch(rest.partition("/")[0]):
-        raise Misconfigured(f"store {target.store!r}: names no bucket", "s3://bucket/prefix")
     if not separator or scheme not in ("s3", "file") or (scheme == "file" and rest[:1] != "/"):
         raise Misconfigured(
             f"store {target.store!r}: a pod has no such place",
             "s3://bucket/prefix, or file:///path of a volume that the base manifest mounts",
         )
+
+
+def _check_bucket(store: str) -> None:
+    scheme, _, rest = store.partition("://")
+    if scheme == "s3" and not _BUCKET.fullmatch(rest.partition("/")[0]):
+        raise Misconfigured(f"store {store!r}: names no bucket", "s3://bucket/prefix")
 
 
 def _check_memory(spec: Spec, target: Target, npus: int) -> None:

@@ -7,10 +7,13 @@ or a Kubernetes Secret).
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from jobs.access import ADDRESSING, CHECKSUMS
 from launcher.errors import Misconfigured, NotFound
 
 FILE = "launcher.toml"
@@ -39,6 +42,16 @@ class Target:
     """Root of the object store: s3://bucket/prefix, file:///path or a path."""
     store_secret: str = ""
     """Secret whose keys (AWS_ACCESS_KEY_ID, ...) become the job's environment."""
+    store_endpoint: str = ""
+    """Server of an s3:// store as the pods reach it, https://host[:port]; empty means AWS's."""
+    store_endpoint_here: str = ""
+    """The same store as this machine reaches it; empty means as the pods do."""
+    store_region: str = ""
+    """Region that requests to the store are signed for; empty means AWS_REGION or a profile's."""
+    store_addressing: str = "auto"
+    """path (endpoint/bucket), virtual (bucket.endpoint), or auto: by the endpoint's host."""
+    store_checksum: str = "auto"
+    """What proves an upload: sha256, md5, none, or auto: by the endpoint's host."""
     hub_secret: str = ""
     """Secret whose keys (HF_TOKEN, HF_ENDPOINT) become the job's environment."""
     hub_endpoint: str = ""
@@ -66,9 +79,11 @@ class Target:
     stall_minutes: int = 45
     """A worker silent for longer is killed; graph compilation is silent for up to 30."""
     store_deadline_minutes: int = 30
-    """How long a store that is away is retried, then 69; 1 with --backend local unless set."""
+    """How long a store that is away is retried, then 69; 1 for a folder here unless set."""
     upload_mib_per_second: int = 100
     """Rate to the store that the grace period of a pod is computed with."""
+    max_grace_seconds: int = 0
+    """Longest grace period that the cluster keeps, as on spot nodes; 0 means any."""
     threads: int = 0
     """Local backend: CPU threads per worker; 0 means the machine's cores over the workers."""
 
@@ -163,7 +178,10 @@ def near(word: str, known: Iterable[str]) -> str:
 
 
 _DEFAULTS: dict[str, str | int] = asdict(Target())
-_MAY_BE_ZERO = ("retries", "ttl_hours", "threads")
+_MAY_BE_ZERO = ("retries", "ttl_hours", "threads", "max_grace_seconds")
+_CHOICES = {"backend": BACKENDS, "store_addressing": ADDRESSING, "store_checksum": CHECKSUMS}
+_ENDPOINTS = ("store_endpoint", "store_endpoint_here")
+_REGION = re.compile(r"[A-Za-z0-9-]*")
 
 
 def _nearest(folder: Path) -> Path | None:
@@ -206,9 +224,34 @@ def _checked(key: str, value: object, where: str) -> str | int:
             f"{where}: holds a user name or password",
             "credentials come from the environment, or from the Secret that store_secret names",
         )
-    if key == "backend" and value not in BACKENDS:
-        raise Misconfigured(f"{where}: no such backend {value!r}", near(value, BACKENDS))
+    if key in _CHOICES and value not in _CHOICES[key]:
+        what = key.removeprefix("store_")
+        raise Misconfigured(f"{where}: no such {what} {value!r}", near(value, _CHOICES[key]))
+    if key in _ENDPOINTS and value:
+        return _endpoint(value, where)
+    if key == "store_region" and not _REGION.fullmatch(value):
+        raise Misconfigured(f"{where}: {value!r} is no name of a region", "for example us-east-1")
     return value
+
+
+def _endpoint(value: str, where: str) -> str:
+    """Return an address of a server, without the slash that people end it with."""
+    try:
+        parts = urlsplit(value)
+        # Asked for by name, since both are parsed only then.
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number, brackets without an address in them
+        good = False
+    if not good or not value.isprintable() or " " in value:
+        raise Misconfigured(
+            f"{where}: {value!r} is no address of a server", "https://host or https://host:port"
+        )
+    if parts.path.strip("/") or parts.query or parts.fragment:
+        raise Misconfigured(
+            f"{where}: {value!r} names more than a server",
+            f"{parts.scheme}://{parts.netloc}; bucket and prefix belong to store",
+        )
+    return f"{parts.scheme}://{parts.netloc}"
 
 
 def _has_credentials(value: str) -> bool:

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from jobs.access import Access
 from jobs.specs import InferSpec, PromptRow, TrainSpec, parse_json, to_json
 from launcher import sizes
 from launcher.errors import LauncherError, Misconfigured, Usage
-from launcher.plan import SPEC_DIGEST, JobPlan, plan
+from launcher.plan import SPEC_DIGEST, JobPlan, plan, short_grace
 from launcher.settings import Target
 
 CLUSTER = Target(image="registry.example/jobs:1", store="s3://bucket/runs")
@@ -48,6 +49,27 @@ def test_the_environment_is_the_contract_with_the_supervisor() -> None:
 def test_a_hub_mirror_is_handed_on() -> None:
     target = dataclasses.replace(CLUSTER, hub_endpoint="https://hub.example")
     assert made(target=target).environment["HF_ENDPOINT"] == "https://hub.example"
+
+
+@pytest.mark.parametrize("target", [CLUSTER, LOCAL])
+def test_how_the_store_is_spoken_to_is_handed_on_where_it_is_set(target: Target) -> None:
+    plain = made(target=target, npus=1).environment
+    assert not [name for name in plain if name.startswith("JOB_STORE_") and "DEADLINE" not in name]
+    access = {"endpoint": "http://h:9000", "region": "r-1", "addressing": "path", "checksum": "md5"}
+    values = {f"store_{key}": value for key, value in access.items()}
+    found = made(target=dataclasses.replace(target, **values), npus=1).environment  # type: ignore[arg-type]
+    assert {key: value for key, value in found.items() if key not in plain} == {
+        "JOB_STORE_ENDPOINT": "http://h:9000",
+        "JOB_STORE_REGION": "r-1",
+        "JOB_STORE_ADDRESSING": "path",
+        "JOB_STORE_CHECKSUM": "md5",
+    }
+    assert Access.read(found) == Access(**access)
+
+
+def test_the_endpoint_here_is_not_the_pods() -> None:
+    target = dataclasses.replace(CLUSTER, store_endpoint_here="http://localhost:9000")
+    assert made(target=target) == made()
 
 
 def test_a_plan_says_what_it_was_given() -> None:
@@ -187,6 +209,34 @@ def test_the_grace_period_covers_the_upload() -> None:
     assert made(spec, slow).grace_seconds > sizes.state_bytes(spec) / sizes.MIB / 20
     assert made().grace_seconds == made(INFER).grace_seconds == 60
     assert made(spec).environment["JOB_GRACE_SECONDS"] == str(made(spec).grace_seconds)
+
+
+def test_a_grace_that_the_cluster_cuts_is_capped_and_told() -> None:
+    spec = TrainSpec(method="vanilla")
+    spot = dataclasses.replace(CLUSTER, max_grace_seconds=240)
+    assert made(spec, spot).grace_seconds == 240
+    assert made(spec, spot).environment["JOB_GRACE_SECONDS"] == "240"
+    told = short_grace(spec, spot)
+    need = made(spec).grace_seconds
+    for word in ("max_grace_seconds 240", f"{need} s", "28.7 GiB", "100 MiB/s", "save_every"):
+        assert word in told
+    # The rate that it names is enough, and little less is not.
+    rate = int(told.partition("a store of ")[2].split()[0])
+    enough = dataclasses.replace(spot, upload_mib_per_second=rate)
+    assert short_grace(spec, enough) == ""
+    assert short_grace(spec, dataclasses.replace(enough, upload_mib_per_second=rate - 20))
+    tight = dataclasses.replace(spot, max_grace_seconds=120)  # too short for the write alone
+    assert "a store of" not in short_grace(spec, tight)
+    assert "pictures" in short_grace(INFER, dataclasses.replace(CLUSTER, max_grace_seconds=30))
+    for fine in (CLUSTER, dataclasses.replace(CLUSTER, max_grace_seconds=need)):
+        assert short_grace(spec, fine) == ""
+        assert made(spec, fine).grace_seconds == need
+
+
+def test_a_local_run_has_all_the_grace_it_needs() -> None:
+    spot = dataclasses.replace(LOCAL, max_grace_seconds=10)
+    assert made(target=spot, npus=1).grace_seconds == 60
+    assert short_grace(TrainSpec(), spot) == ""
 
 
 def test_planning_is_pure() -> None:

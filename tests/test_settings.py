@@ -88,6 +88,20 @@ def test_an_empty_variable_is_unset():
         ("backend = 'loacl'", "backend: no such backend 'loacl'", "did you mean local?"),
         ("image =", "is not TOML", "--example"),
         ("image = '\udcff'", "is not TOML", "--example"),
+        ("store_endpoint = 'minio:9000'", "'minio:9000' is no address of a server", "https://host"),
+        ("store_endpoint = 'ftp://minio'", "is no address of a server", "https://host"),
+        ("store_endpoint = 'https://'", "is no address of a server", "https://host"),
+        ("store_endpoint = 'https://h:x'", "is no address of a server", "https://host:port"),
+        ("store_endpoint = 'https://h:70000'", "is no address of a server", "https://host:port"),
+        ("store_endpoint = 'https://[h'", "is no address of a server", "https://host"),
+        ("store_endpoint = 'https://a b'", "is no address of a server", "https://host"),
+        ("store_endpoint = 'https://h/bucket'", "names more than a server", "https://h; bucket"),
+        ("store_endpoint = 'https://h?x=1'", "names more than a server", "https://h; bucket"),
+        ("store_endpoint_here = 'http://me:hunter2@h'", "here: holds a user name", "Secret"),
+        ("store_region = 'eu west'", "'eu west' is no name of a region", "us-east-1"),
+        ("store_addressing = 'paht'", "no such addressing 'paht'", "did you mean path?"),
+        ("store_checksum = 'crc'", "no such checksum 'crc'", "sha256"),
+        ("max_grace_seconds = -1", "wants a whole number from 0", ""),
         ("store = 's3://me:hunter2@host/x'", "store: holds a user name or password", "Secret"),
     ],
 )
@@ -114,6 +128,20 @@ def test_a_bad_variable_is_told_by_name(tmp_path, variables, told):
     with pytest.raises(Misconfigured, match=told) as caught:
         load({}, cwd=tmp_path, environment=variables)
     assert "hunter2" not in caught.value.text
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("https://s3.example", "https://s3.example"),
+        ("http://127.0.0.1:9000/", "http://127.0.0.1:9000"),
+        ("http://[::1]:9000", "http://[::1]:9000"),
+        ("", ""),
+    ],
+)
+def test_an_endpoint_is_a_server_and_a_slash_is_no_path(text, value):
+    found = load({"store_endpoint": text}, environment={}).target
+    assert found.store_endpoint == value
 
 
 def test_a_named_file_has_to_exist(tmp_path):
