@@ -9,7 +9,6 @@
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -17,7 +16,7 @@ import typer
 from jobs import __version__
 from jobs.errors import JobError
 from launcher import options as o
-from launcher import output, submit
+from launcher import output, stored, submit
 from launcher.errors import LauncherError, Misconfigured
 
 app = typer.Typer(pretty_exceptions_enable=False, **o.PLAIN)
@@ -77,8 +76,10 @@ def _spare_untyped_values() -> None:
 def _told(problem: LauncherError, state: dict[str, bool]) -> int:
     code = output.failure(problem)
     cause = problem.__cause__
-    while state["verbose"] and cause is not None:
+    told: list[BaseException] = []  # an exception may be its own cause
+    while state["verbose"] and cause is not None and cause not in told:
         output.say(f"cause: {type(cause).__name__}: {' '.join(str(cause).split())}")
+        told.append(cause)
         cause = cause.__cause__
     return code
 
@@ -120,7 +121,7 @@ def launcher(
     ctx.obj["verbose"] = verbose
 
 
-@app.command("list")
+@app.command("list", cls=o.StoreAlone)
 def list_(
     ctx: typer.Context,
     json: o.Json = False,
@@ -130,14 +131,21 @@ def list_(
     store: o.Store = None,
     config: o.Config = None,
 ) -> None:
-    """List the runs, oldest first.
+    """List the runs, oldest first; with --store those that a store holds.
+
+    --store alone is the store that is configured. --backend local lists this machine's runs.
 
     \b
     launcher list --backend local
+    launcher list --store s3://bucket/prefix
     """
-    from launcher import runs
+    from launcher import found, runs
 
-    runs.show_all(o.settings(ctx.params), as_json=json)
+    here = o.settings(ctx.params)
+    if store is not None and (store == o.CONFIGURED or here.target.backend != "local"):
+        found.show(here, as_json=json)
+    else:
+        runs.show_all(here, as_json=json)
 
 
 @app.command()
@@ -210,32 +218,28 @@ def cancel(
     runs.cancel(o.settings(ctx.params), run, now=now)
 
 
+app.command()(stored.fetch)
+app.command()(stored.push)
+app.add_typer(stored.ckpt, name="ckpt")
+
+
 @app.command()
-def fetch(
+def doctor(
     ctx: typer.Context,
-    run: o.Run,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to copy into.")],
-    include: Annotated[
-        list[str] | None,
-        typer.Option(metavar="GLOB", help="Only paths that match; repeatable."),
-    ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace other files that lie there already.")
-    ] = False,
-    backend: o.Backend = None,
-    context: o.Context = None,
-    namespace: o.Namespace = None,
+    json: o.Json = False,
     store: o.Store = None,
     config: o.Config = None,
 ) -> None:
-    """Copy the results of a run, each file verified: newest checkpoint, pictures, records.
+    """Try everything a run does with the store, and tell which setting is wrong.
+
+    A probe is written and removed again; what works is printed as lines of launcher.toml.
 
     \b
-    launcher fetch first results --include 'images/*'
+    launcher doctor --store s3://bucket/prefix
     """
-    from launcher import runs
+    from launcher import doctor as doctor_
 
-    runs.fetch(o.settings(ctx.params), run, folder, include or [], force=force)
+    doctor_.examine(o.settings(ctx.params), as_json=json)
 
 
 @app.command("config")

@@ -18,9 +18,9 @@ from jobs.errors import BadData
 from jobs.prompts import parse, to_json_lines
 from jobs.specs import INLINE_PROMPT_BYTES, PromptFile, PromptRow
 from jobs.stores import FileStore, Store
-from launcher import records
+from launcher import records, storage
 from launcher.backends.localrun import make_folders
-from launcher.errors import Misconfigured, NotFound, Usage, writing
+from launcher.errors import Misconfigured, NotFound, Usage
 
 STDIN = "-"
 LARGEST_PROMPT_FILE = 16 * 1024 * 1024
@@ -91,23 +91,40 @@ def read_prompts(source: str) -> Prompts:
 
 
 @contextmanager
-def in_store(root: Path, prompts: Prompts) -> Iterator[None]:
-    """Put the prompts into a file store for a submission; one that fails takes them back.
+def in_store(
+    store: Store, prompts: Prompts, keep: tuple[type[BaseException], ...] = ()
+) -> Iterator[None]:
+    """Put the prompts into a store for a submission; one that fails takes them back.
+
+    Args:
+        store: the run's.
+        prompts: what has to be there; mostly nothing.
+        keep: failures that leave them there, since the submission may have got through.
 
     Raises:
         Forbidden, Unreachable, Misconfigured: the store cannot be written.
     """
-    store = FileStore(root)
-    if not isinstance(prompts.value, PromptFile) or present(store, prompts.value):
+    if not isinstance(prompts.value, PromptFile):
         yield
         return
     with ExitStack() as undo:
-        with writing(f"store {root}", "--store names another folder"):
-            make_folders((root / prompts.value.key).parent, undo)
-            store.write(prompts.value.key, prompts.payload)
-            undo.callback(store.delete, prompts.value.key)
-        yield
+        with storage.asking(store):
+            if not present(store, prompts.value):
+                if isinstance(store, FileStore):
+                    make_folders((store.root / prompts.value.key).parent, undo)
+                store.write(prompts.value.key, prompts.payload)
+                undo.callback(_take_back, store, prompts.value.key)
+        try:
+            yield
+        except keep:
+            undo.pop_all()
+            raise
         undo.pop_all()
+
+
+def _take_back(store: Store, key: str) -> None:
+    with suppress(OSError):  # what made the submission fail is worth more words
+        store.delete(key)
 
 
 def present(store: Store, file: PromptFile) -> bool:
@@ -160,7 +177,7 @@ def pin(lora: Lora, store: Store) -> Lora:
 
 
 def place(key: str, value: str, origin: str) -> str:
-    """Return a path that exists here as an absolute one, and a hub id as it is.
+    """Return a path that exists here as an absolute one; a hub id or s3:// address as it is.
 
     The supervisor runs elsewhere, and a resumed run may be submitted from another folder.
 
@@ -172,6 +189,8 @@ def place(key: str, value: str, origin: str) -> str:
     Raises:
         NotFound: it is neither.
     """
+    if storage.remote(value):
+        return value
     with suppress(RuntimeError, ValueError, OSError):  # no such ~user; no path at all
         path = Path(value).expanduser()
         if path.exists():
@@ -181,6 +200,6 @@ def place(key: str, value: str, origin: str) -> str:
         what = "a pipeline folder" if key == "model" else "a folder of pictures, a parquet file"
         raise NotFound(
             f"{key} {value!r} (from {origin}): no such file or folder",
-            f"{key} wants {what}, a hub id (owner/name) or tiny",
+            f"{key} wants {what}, s3://bucket/prefix, a hub id (owner/name) or tiny",
         )
     return value

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+import typer.core
 
 from launcher.errors import Usage
 
@@ -77,6 +78,24 @@ Wait = Annotated[bool, typer.Option("--wait", help="Follow the log; end with 70 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+CONFIGURED = "\0configured"
+"""Value of --store where it is given without one."""
+
+
+class StoreAlone(typer.core.TyperCommand):
+    """A command whose --store may stand without a URL; Typer has no such options."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give --store a value that no person types where none follows."""
+        given = []
+        for index, argument in enumerate(args):
+            given.append(argument)
+            if argument == "--store" and (args[index + 1 :] or ["-"])[0].startswith("-"):
+                given.append(CONFIGURED)
+        parsed: list[str] = super().parse_args(ctx, given)
+        return parsed
+
+
 def settings(params: Mapping[str, Any]) -> "Settings":
     """Return the target that the flags of a verb lead to.
 
@@ -88,7 +107,8 @@ def settings(params: Mapping[str, Any]) -> "Settings":
 
     if params.get("store") == "":
         raise Usage("--store '': is empty", "--store names the place of the runs; or leave it out")
-    flags = {key: params[key] for key in TARGET if params.get(key) is not None}
+    given = {key: params[key] for key in TARGET if params.get(key) is not None}
+    flags = {key: value for key, value in given.items() if value != CONFIGURED}
     return load(flags, config=params.get("config"))
 
 

@@ -1,4 +1,4 @@
-"""Owns where runs are looked for: the folder of the local backend, and whether it is meant at all.
+"""Owns where runs are looked for: the folder of the local backend, the store of their records.
 
 Must not read a run's records.
 """
@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from jobs.errors import BadSpec
-from jobs.stores import FileStore, open_store
-from launcher import names, output
+from jobs.stores import FileStore, Store, open_store
+from launcher import names, output, storage
 from launcher.backends import localrun
-from launcher.backends.localrun import Files
+from launcher.backends.localrun import Files, Record
 from launcher.errors import LauncherError, Misconfigured, NotFound, Usage
 from launcher.settings import Settings, Target
 
@@ -24,21 +24,34 @@ DEADLINE = 1
 
 
 def local_root(settings: Settings) -> Path:
-    """Return the folder that the local backend keeps its runs in.
+    """Return the folder of this machine that the local backend keeps its own files in.
+
+    With a store that is a folder it is that folder, so that a run lies in one place.
 
     Raises:
-        Misconfigured: the store that was set is no folder's address.
+        Misconfigured: the store that was set is no store's address.
     """
-    url = settings.target.store or LOCAL_STORE
+    return folder_store(settings).root.absolute()
+
+
+def folder_store(settings: Settings) -> FileStore:
+    """Return the folder that is set as the store, or the local backend's own.
+
+    Raises:
+        Misconfigured: the store that was set is no store's address.
+    """
+    url = settings.target.store
+    if not url or storage.remote(url):
+        url = LOCAL_STORE
     try:
         store = open_store(url)
     except BadSpec as error:
         raise Misconfigured(
-            f"store {url!r} (from {settings.origins['store']}): the local backend wants a folder",
-            f"--store {LOCAL_STORE}",
+            f"store {url!r} (from {settings.origins['store']}): is neither a folder nor a bucket",
+            f"--store {LOCAL_STORE}, or --store s3://bucket/prefix",
         ) from error
     assert isinstance(store, FileStore)
-    return Path(store.root).absolute()
+    return store
 
 
 def local_target(settings: Settings) -> Target:
@@ -47,12 +60,47 @@ def local_target(settings: Settings) -> Target:
     Raises:
         Misconfigured: as `local_root` does.
     """
-    minutes = settings.target.store_deadline_minutes
+    target = settings.target
+    if storage.remote(target.store):
+        # The job runs here, too, and sees the store as this machine does.
+        return replace(target, store_endpoint=target.store_endpoint_here or target.store_endpoint)
+    minutes = target.store_deadline_minutes
     return replace(
-        settings.target,
+        target,
         store=str(local_root(settings)),
         store_deadline_minutes=minutes if settings.is_set("store_deadline_minutes") else DEADLINE,
     )
+
+
+def records_of(files: Files, record: Record) -> Store:
+    """Return the store that a local run's records are in.
+
+    Raises:
+        Misconfigured: the run's own record names none.
+    """
+    if storage.remote(record.environment.get("JOB_STORE", "")):
+        return storage.of_run(record.environment)
+    return FileStore(files.run.parent)  # wherever the folder has been moved to
+
+
+def store_of(settings: Settings, run: str, verb: str) -> Store:
+    """Return the store with a run's data; no cluster is needed to read it.
+
+    Raises:
+        NotFound, Misconfigured: as `find` does.
+    """
+    target = settings.target
+    legal(run)
+    named = settings.origins["store"] == "--store" and storage.remote(target.store)
+    if target.store and (target.backend == "kubernetes" or named):
+        return storage.of_target(target)
+    try:
+        files = find(settings, run, verb)
+    except NotFound:
+        if not storage.remote(target.store):
+            raise
+        return storage.of_target(target)  # submitted on another machine
+    return records_of(files, localrun.read(files))
 
 
 def find(settings: Settings, run: str, verb: str) -> Files:
@@ -71,6 +119,16 @@ def find(settings: Settings, run: str, verb: str) -> Files:
         output.say(f"local: {run} is in {here} (no backend is set; see --backend)")
         return Files(here / run)
     raise _kubectl(settings, verb, run, here)
+
+
+def local_files(settings: Settings, run: str, store: Store) -> Files | None:
+    """Return the files of the run of that store if it was submitted on this machine."""
+    if settings.is_set("backend") and settings.target.backend != "local":
+        return None
+    files = Files(local_root(settings) / legal(run))
+    if files.plan.is_file() and records_of(files, localrun.read(files)).url == store.url:
+        return files
+    return None
 
 
 def find_all(settings: Settings) -> Path:
@@ -110,12 +168,7 @@ def legal(run: str) -> str:
 
 def _unasked_root(settings: Settings) -> Path | None:
     """Return where local runs would be if nobody chose a backend, or None if somebody did."""
-    if settings.is_set("backend"):
-        return None
-    try:
-        return local_root(settings)
-    except Misconfigured:
-        return local_root(Settings(settings.target, {**settings.origins, "store": "default"}))
+    return None if settings.is_set("backend") else local_root(settings)
 
 
 _KUBECTL = {
@@ -126,8 +179,12 @@ _KUBECTL = {
 }
 
 
+_ON_DATA = ("fetch", "ckpt")
+"""Verbs that need the store alone."""
+
+
 def _kubectl(settings: Settings, verb: str, run: str, looked: Path | None) -> LauncherError:
-    if verb == "fetch":
+    if verb in _ON_DATA:
         hint = "--store names the place that holds its results"
         if looked is not None:
             return NotFound(f"run {run!r}: no such run in {looked}", hint)

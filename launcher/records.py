@@ -1,6 +1,7 @@
 """Owns what a run's records in the store say: progress, results, newest commit.
 
-Reads only; must not know of processes or clusters, since records outlive both.
+Reads only; must not know of processes or clusters, since records outlive both. What an object store
+answers instead of a record passes as it is (see storage.asking).
 """
 
 from __future__ import annotations
@@ -128,6 +129,8 @@ def _read(store: Store, key: str) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
+        if not isinstance(store, FileStore):
+            raise  # the store is away or refuses, which says nothing of the record
         raise _damaged(store, key, f"cannot be read: {error.strerror or error}") from error
 
 

@@ -1,21 +1,28 @@
-"""Owns the verbs on runs that exist: list, status, logs, cancel, fetch. State and records -> words.
+"""Owns the verbs on runs of this machine: list, status, logs, cancel. State and records -> words.
 
 Must not decide where a run is (places.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from jobs.errors import BY_CODE
-from jobs.stores import FileStore, Store, open_store
-from launcher import output, places, records
+from jobs.stores import FileStore
+from launcher import output, places, records, storage
 from launcher.backends import RunState, local, localrun
-from launcher.backends.localrun import Files
-from launcher.errors import Misconfigured, NotFound, RunFailed, writing
+from launcher.backends.localrun import Files, Record
+from launcher.errors import (
+    Forbidden,
+    LauncherError,
+    Misconfigured,
+    NotFound,
+    RunFailed,
+    Unreachable,
+)  # fmt: skip
 from launcher.records import Progress
 from launcher.settings import Settings
 
@@ -26,7 +33,7 @@ def show_all(settings: Settings, *, as_json: bool) -> None:
     found = []
     for files in localrun.everyone(root):
         try:
-            found.append(_described(files))
+            found.append(described(files))
         except (
             NotFound,
             Misconfigured,
@@ -37,8 +44,7 @@ def show_all(settings: Settings, *, as_json: bool) -> None:
         output.as_json(found)
     elif found:
         rows = [
-            (row["run"], row["kind"], row["state"], _how_far(row), row["submitted"])
-            for row in found
+            (row["run"], row["kind"], row["state"], how_far(row), row["submitted"]) for row in found
         ]
         output.data(output.table(("RUN", "KIND", "STATE", "PROGRESS", "SUBMITTED"), rows))
     else:
@@ -47,7 +53,7 @@ def show_all(settings: Settings, *, as_json: bool) -> None:
 
 def show(settings: Settings, run: str, *, as_json: bool) -> None:
     """Print what is known of a run."""
-    row = _described(places.find(settings, run, "status"))
+    row = described(places.find(settings, run, "status"))
     if as_json:
         output.as_json(row)
         return
@@ -60,7 +66,7 @@ def show(settings: Settings, run: str, *, as_json: bool) -> None:
         "kind": row["kind"],
         "state": state,
         "reason": row["reason"],
-        "progress": _how_far(row),
+        "progress": how_far(row),
         "committed": "" if row["committed"] is None else f"step {row['committed']}",
         "attempts": "" if row["attempts"] is None else str(row["attempts"]),
         "submitted": row["submitted"],
@@ -114,9 +120,16 @@ def watch(files: Files, offset: int, write: Callable[[bytes], None], flags: str)
     if state.state != "succeeded":
         hint = f"the same submission with --name {name} goes on from its last commit"
         raise RunFailed(f"run {name!r}: {_how_it_ended(state)}", hint if state.resumable else "")
-    row = records.result(FileStore(files.run.parent), name)
+    row = _result(files)
     numbers = " ".join(f"{key}={value}" for key, value in row.items() if key in _RESULT)
     output.say(f"{name}: succeeded {numbers}".rstrip())
+
+
+def _result(files: Files) -> dict[str, Any]:
+    store = places.records_of(files, localrun.read(files))
+    with suppress(Unreachable, Forbidden), storage.asking(store):  # it has been away, then
+        return records.result(store, files.run.name)
+    return {}
 
 
 def cancel(settings: Settings, run: str, *, now: bool) -> None:
@@ -130,45 +143,18 @@ def cancel(settings: Settings, run: str, *, now: bool) -> None:
     output.say(f"{run}: {_how_it_ended(localrun.look(files))}")
 
 
-def fetch(
-    settings: Settings, run: str, folder: Path, include: Sequence[str], *, force: bool
-) -> None:
-    """Copy a run's results to `folder`; the paths of new files go to stdout."""
-    from launcher import transfer
-
-    store = _store_of(settings, run)
-    copied, kept, total = 0, 0, 0
-    wanted = transfer.items(store, run, include)
-    with writing(f"folder {folder}", "name another folder"):
-        for done in transfer.fetch(store, run, folder, wanted, force=force):
-            if done.fresh:
-                output.data(str(folder / done.item.path))
-                copied, total = copied + 1, total + done.bytes
-            else:
-                kept += 1
-    there = f", {kept} lay there already" if kept else ""
-    output.say(f"fetched {copied} files ({output.size(total)}), verified{there}")
-
-
 _RESULT = ("steps", "loss", "ms_per_step", "img_s", "compile_s", "s_per_picture", "pictures")
 
 
-def _store_of(settings: Settings, run: str) -> Store:
-    """Return the store with the run's records; no cluster is needed to read it."""
-    if settings.target.backend == "kubernetes" and settings.target.store:
-        places.legal(run)
-        return open_store(settings.target.store)
-    return FileStore(places.find(settings, run, "fetch").run.parent)
-
-
-def _described(files: Files) -> dict[str, Any]:
+def described(files: Files) -> dict[str, Any]:
     """Return state and progress of a local run as plain values."""
     record = localrun.read(files)
     state = localrun.look(files)
-    known = records.progress(FileStore(files.run.parent), record.name, record.spec())
+    known = _progress(files, record)
     row = BY_CODE.get(state.code) if state.code is not None else None
     # What is left means nothing once nobody works on it.
     left = known.seconds_left if state.state == "running" else None
+    store = places.records_of(files, record)
     return {
         "run": state.name,
         "kind": state.kind,
@@ -181,11 +167,27 @@ def _described(files: Files) -> dict[str, Any]:
         "workers": record.workers,
         **asdict(known),
         "seconds_left": left,
-        "records": str(files.run),
+        "records": f"{store.url}/{state.name}" if storage.remote(store.url) else str(files.run),
     }
 
 
-def _how_far(row: dict[str, Any]) -> str:
+def _progress(files: Files, record: Record) -> Progress:
+    """Return what the records tell; an object store that is away is told and hides no state."""
+    store = places.records_of(files, record)
+    if isinstance(store, FileStore):
+        return records.progress(store, record.name, record.spec())
+    try:
+        with storage.asking(store):
+            return records.progress(store, record.name, record.spec())
+    except LauncherError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise  # a record is damaged
+        output.say(f"{record.name}: {error.text}")
+        return Progress()
+
+
+def how_far(row: dict[str, Any]) -> str:
+    """Return the progress of a run for people."""
     known = Progress(**{key: row[key] for key in Progress.__dataclass_fields__})
     parts = []
     if row["kind"] == "infer":

@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from jobs.errors import BadSpec
+from jobs import layout
 from jobs.specs import PromptFile, Spec
-from jobs.stores import FileStore, open_store
-from launcher import inputs, manifests, names, options, output, places, schema
+from jobs.stores import FileStore, Store
+from launcher import inputs, manifests, names, options, output, places, schema, storage
 from launcher.backends import local
 from launcher.backends.kubernetes import Kubernetes
-from launcher.errors import Misconfigured, Usage
+from launcher.backends.localrun import Files
+from launcher.errors import LauncherError, Misconfigured, NameTaken, Unreachable, Usage
 from launcher.inputs import Lora, Prompts
 from launcher.methods import LOCAL_DEFAULT, TINY, Request, Resolved, resolve
-from launcher.plan import JobPlan, plan
+from launcher.plan import JobPlan, plan, short_grace
 from launcher.settings import Settings, Target
 
 Kind = Literal["train", "infer"]
@@ -41,10 +43,10 @@ def submit(kind: Kind, params: Params) -> None:
     settings = options.settings(params)
     target, root = settings.target, None
     if target.backend == "local":
+        root = places.local_root(settings)
         target = places.local_target(settings)
-        root = Path(target.store)
     prompts = _prompts(kind, params)
-    flags = _flags(kind, params, prompts, root)
+    flags = _flags(kind, params, prompts, target)
     resolved = resolve(
         Request(
             kind=kind,
@@ -64,7 +66,10 @@ def submit(kind: Kind, params: Params) -> None:
 
     def decide() -> JobPlan:
         counts = {"npus": params["npus"], "nodes": params["nodes"], "cores": _cores()}
-        return plan(spec, target, name=name, **counts)
+        decided = plan(spec, target, name=name, **counts)
+        if root is None and (warning := short_grace(spec, target)):
+            output.say(f"warning: {warning}")
+        return decided
 
     if params["dry_run"]:
         _tell_upload(prompts, target)
@@ -88,7 +93,7 @@ def _prompts(kind: Kind, params: Params) -> Prompts | None:
 
 
 def _flags(
-    kind: Kind, params: Params, prompts: Prompts | None, root: Path | None
+    kind: Kind, params: Params, prompts: Prompts | None, target: Target
 ) -> dict[str, object]:
     """Return the flags as keys of the spec."""
     flags = options.spec_flags(params, kind)
@@ -98,8 +103,12 @@ def _flags(
         flags["prompts"] = prompts.value
     if params.get("lora") is not None:
         lora: Lora = inputs.parse_lora(params["lora"])
+        if target.backend == "local":
+            store = storage.of_target(target)
+            with storage.asking(store):
+                lora = inputs.pin(lora, store)
         # On a cluster the job decides, which alone reaches the store for certain.
-        flags |= (inputs.pin(lora, FileStore(root)) if root is not None else lora).flags()
+        flags |= lora.flags()
     return flags
 
 
@@ -128,15 +137,19 @@ def _tell_defaults(resolved: Resolved, settings: Settings) -> None:
 def _tell_upload(prompts: Prompts | None, target: Target) -> None:
     if prompts is None or not isinstance(prompts.value, PromptFile):
         return
+    what = (
+        f"{target.store.rstrip('/')}/{prompts.value.key}"
+        f" ({output.size(len(prompts.payload))} of prompts, which a real submission puts there)"
+    )
     try:
-        there = inputs.present(open_store(target.store), prompts.value)
-    except BadSpec:
-        there = False
+        store = storage.of_target(target)
+        with storage.asking(store):
+            there = inputs.present(store, prompts.value)
+    except LauncherError as error:
+        output.say(f"not looked for: {what}: {error.text}")
+        return
     if not there:
-        output.say(
-            f"not there yet: {target.store.rstrip('/')}/{prompts.value.key}"
-            f" ({output.size(len(prompts.payload))} of prompts, which a real submission puts there)"
-        )
+        output.say(f"not there yet: {what}")
 
 
 def _print_plan(decided: JobPlan, target: Target, form: str) -> None:
@@ -163,12 +176,18 @@ def _submit_locally(
     from launcher import runs
 
     name, flags = decided.name, places.flags(settings)
-    with inputs.in_store(root, prompts or Prompts(())):
+    store = storage.of_target(replace(settings.target, store=decided.environment["JOB_STORE"]))
+    if storage.remote(store.url):
+        _check_free(store, name, root)
+    with inputs.in_store(store, prompts or Prompts(())):
         started = local.submit(decided, root, flags=flags)
     if started.resumed:
         output.say(f"local: resuming {name} from its last commit")
     else:
-        output.say(f"local: started {name} in {started.files.run}, workers: {decided.npus}")
+        where = str(started.files.run)
+        if storage.remote(store.url):
+            where += f", records in {store.url}/{name}"
+        output.say(f"local: started {name} in {where}, workers: {decided.npus}")
     output.data(name)
     if wait:
         runs.watch(started.files, started.offset, output.raw_aside, flags)
@@ -186,24 +205,42 @@ def _submit_to_cluster(
         )
     manifest = manifests.render(decided, manifests.base(decided.kind))
     schema.check(manifest)
-    if not target.store.startswith("file://"):
-        cluster.dry_run_server(manifest)
-        raise Misconfigured(
-            f"store {target.store!r}: this version's jobs write to file:///path stores only",
-            "--store file:///path of a volume in the base manifest; --dry-run prints the Job",
-        )
-    store = open_store(target.store)
-    assert isinstance(store, FileStore)
-    if prompts is not None and prompts.payload and not store.root.is_dir():
+    created = cluster.submit(decided, manifest, prepare=_prompts_there(target, prompts))
+    output.say(f"kubernetes: created job {created.name} in namespace {created.namespace}")
+    output.data(created.name)
+
+
+def _prompts_there(
+    target: Target, prompts: Prompts | None
+) -> AbstractContextManager[None, bool | None]:
+    """Return what puts the prompts into the store around the create, if there is a need to."""
+    if prompts is None or not prompts.payload:
+        return nullcontext()  # this machine need not reach the store
+    store = storage.of_target(target)
+    if isinstance(store, FileStore) and not store.root.is_dir():
         raise Misconfigured(
             f"store {target.store}: is not mounted here, and {output.size(len(prompts.payload))} of"
             " prompts have to be put there",
             "mount it, or split the prompt file into several runs",
         )
-    with inputs.in_store(store.root, prompts or Prompts(())):
-        created = cluster.submit(decided, manifest)
-    output.say(f"kubernetes: created job {created.name} in namespace {created.namespace}")
-    output.data(created.name)
+    # Where the answer is lost the Job may exist, and would miss them.
+    return inputs.in_store(store, prompts, keep=(Unreachable, KeyboardInterrupt))
+
+
+def _check_free(store: Store, name: str, root: Path) -> None:
+    """Refuse a name that is another machine's; the job itself would find it out late.
+
+    Raises:
+        NameTaken: the store has such a run, and it was not submitted from here.
+        Unreachable, Forbidden, Misconfigured: the store cannot be asked, and so not be used.
+    """
+    with storage.asking(store):
+        taken = next(iter(store.list(layout.key(name, ""))), None) is not None
+    if taken and not Files(root / name).plan.is_file():
+        raise NameTaken(
+            f"run {name!r}: exists in {store.url} and was not submitted from {root}",
+            "choose another --name",
+        )
 
 
 def _cores() -> int:

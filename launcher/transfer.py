@@ -1,21 +1,25 @@
-"""Owns the copy of a run's results from the store to a folder, each file verified.
+"""Owns the copy of a run's results from the store to a folder: several at once, each verified.
 
-Must not know what the files mean, and never shows half a file: a file appears by rename, after its
-digest has been compared.
+Must not know what the files mean, and never shows half a file: what arrives is kept in a hidden
+folder, and appears by rename after its digest has been compared.
 """
 
 from __future__ import annotations
 
 import fnmatch
-import tempfile
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import cast
 
 from jobs import layout
-from jobs.commits import committed_steps, read_manifest, sha256_of
+from jobs.commits import committed_steps, read_manifest
 from jobs.errors import BadData
-from jobs.stores import Store
+from jobs.stores import PART, Entry, Progress, Store, sha256_of, unwatched
+from jobs.transfers import FILES_AT_ONCE, get_all
 from launcher import records
 from launcher.errors import Misconfigured, NameTaken, NotFound
 
@@ -29,16 +33,32 @@ class Item:
 
     path: str
     sha256: str | None
+    bytes: int = 0
+    version: str = ""
+    """What changes when the file does."""
 
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """What became of one item."""
+    """A file that was fetched."""
 
     item: Item
-    bytes: int
-    fresh: bool
-    """False: it lay there already with the same digest."""
+    target: Path
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What of a run has to be fetched."""
+
+    missing: tuple[Item, ...]
+    kept: int
+    """Files that lay there already, whole."""
+
+    @property
+    def bytes(self) -> int:
+        """Size of what has to be fetched."""
+        return sum(item.bytes for item in self.missing)
 
 
 def items(store: Store, run: str, include: Sequence[str] = ()) -> tuple[Item, ...]:
@@ -52,12 +72,11 @@ def items(store: Store, run: str, include: Sequence[str] = ()) -> tuple[Item, ..
     Raises:
         NotFound: the store has no such run, or nothing of it that is committed and matches.
     """
-    found = [*_checkpoint(store, run), *_pictures(store, run), *_records(store, run)]
+    there = {entry.key: entry for entry in store.list(layout.key(run, ""))}
+    if not there:
+        raise NotFound(f"run {run!r}: no such run in {store.url}", "--store names another place")
+    found = [*_checkpoint(store, run, there), *_pictures(store, run, there), *_records(run, there)]
     if not found:
-        if next(iter(store.list(layout.key(run, ""))), None) is None:
-            raise NotFound(
-                f"run {run!r}: no such run in {store.url}", "--store names another place"
-            )
         raise NotFound(
             f"run {run!r}: nothing is committed yet", f"launcher status {run} tells how far it is"
         )
@@ -74,74 +93,146 @@ def items(store: Store, run: str, include: Sequence[str] = ()) -> tuple[Item, ..
     return tuple(chosen)
 
 
-def fetch(
-    store: Store, run: str, folder: Path, wanted: Sequence[Item], *, force: bool = False
-) -> Iterator[Copied]:
-    """Copy the items into `folder`, one after the other, and yield each.
-
-    All are checked before the first is copied.
+def compare(
+    store: Store,
+    run: str,
+    folder: Path,
+    wanted: Sequence[Item],
+    *,
+    force: bool = False,
+    ours: Mapping[str, str] | None = None,
+) -> Plan:
+    """Return which of the items have to be fetched; nothing is written.
 
     Args:
         store: where the run is.
         run: its name.
         folder: where the items go.
         wanted: the items.
-        force: replace files that lie there already.
+        force: replace other files that lie there.
+        ours: path -> SHA-256 of what earlier calls have fetched: growing records may be replaced.
 
     Raises:
         NameTaken: another file, or a folder, lies where an item belongs.
-        NotFound: a file is gone from the store, or is not the one that was committed.
+        NotFound: a file is gone from the store.
         Misconfigured: a record of the run names a file outside of it.
     """
     targets = [(item, folder / _safe(item.path)) for item in wanted]
-    equal = {item for item, target in targets if _lies_there(store, run, item, target, force=force)}
-    for item, target in targets:
-        if item not in equal:
-            _copy(store, layout.key(run, item.path), target, item.sha256)
-        yield Copied(item, target.stat().st_size, item not in equal)
+
+    def whole(pair: tuple[Item, Path]) -> bool:
+        item, target = pair
+        if not _occupied(target):
+            return False
+        found = sha256_of(target)
+        if found == _wanted_digest(store, run, item):
+            return True
+        if force or (ours or {}).get(item.path) == found:
+            return False
+        raise NameTaken(
+            f"{target}: exists and is another file", f"--force replaces it, or {_ELSEWHERE}"
+        )
+
+    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        equal = list(pool.map(whole, targets))
+    missing = tuple(item for item, same in zip(wanted, equal, strict=True) if not same)
+    return Plan(missing, len(wanted) - len(missing))
 
 
-def _lies_there(store: Store, run: str, item: Item, target: Path, *, force: bool) -> bool:
-    """Return whether the item needs no copying; refuse what must not be replaced."""
+def fetch(
+    store: Store,
+    run: str,
+    folder: Path,
+    missing: Sequence[Item],
+    *,
+    progress: Progress = unwatched,
+    done: Callable[[Copied], None],
+) -> None:
+    """Copy the items into `folder`; an interrupted call is gone on with by the next.
+
+    Args:
+        store: where the run is.
+        run: its name.
+        folder: where the items go.
+        missing: the items, as `compare` leaves them.
+        progress: takes the bytes that have been moved.
+        done: called for each file when it is there, from any thread.
+
+    Raises:
+        NotFound: a file is gone from the store, or is not the one that was committed.
+        OSError: the store, or the folder, failed.
+    """
+    drafts = folder / f"{PART}{run}"
+    relay = _Checked(store, run, {folder / _safe(item.path): item for item in missing}, drafts)
+    relay.done = done
+    wanted = [(layout.key(run, item.path), target) for target, item in relay.items.items()]
+    try:
+        get_all(cast("Store", relay), wanted, progress)
+        shutil.rmtree(drafts, ignore_errors=True)
+    finally:
+        _remove_empty(drafts)
+
+
+class _Checked:
+    """A store of which `get` compares digests before a file appears; nothing else is asked of it.
+
+    Instead of a loop around it, so that each file appears as soon as it is whole.
+    """
+
+    def __init__(self, store: Store, run: str, items: dict[Path, Item], drafts: Path) -> None:
+        self._store, self._run, self._drafts = store, run, drafts
+        self.items = items
+        self.done: Callable[[Copied], None] = lambda _: None
+
+    def get(self, key: str, path: Path, progress: Progress) -> str:
+        item = self.items[path]
+        draft = self._drafts / item.path
+        draft.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            found = self._store.get(key, draft, progress)
+        except FileNotFoundError as error:
+            if error.filename:  # of this machine
+                raise
+            raise NotFound(f"{key}: is gone from {self._store.url}") from error
+        if item.sha256 is not None and found != item.sha256:
+            draft.unlink()
+            raise NotFound(
+                f"{key}: is not the file that was committed to {self._store.url}",
+                "--include leaves it out; its bytes were changed or damaged in the store",
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.replace(path)
+        self.done(Copied(item, path, found))
+        return found
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove a folder and those below it, but for files and what is above them."""
+    for place in sorted(folder.rglob("*"), reverse=True):
+        with suppress(OSError):
+            place.rmdir()
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _occupied(target: Path) -> bool:
+    """Return whether a file lies in an item's place; refuse what can never be replaced."""
     above = [place for place in target.parents if place.exists() and not place.is_dir()]
     if above:
         raise NameTaken(f"{above[0]}: is a file, not a folder", _ELSEWHERE)
     if target.is_dir():
         raise NameTaken(f"{target}: is a folder, and the run has a file of that name", _ELSEWHERE)
-    if not target.exists():
-        return False
+    return target.exists()
+
+
+def _wanted_digest(store: Store, run: str, item: Item) -> str:
     key = layout.key(run, item.path)
     try:
-        wanted = item.sha256 or store.sha256(key)
+        return item.sha256 or store.sha256(key)
     except FileNotFoundError as error:
         raise NotFound(f"{key}: is gone from {store.url}") from error
-    if sha256_of(target) == wanted:
-        return True
-    if not force:
-        raise NameTaken(
-            f"{target}: exists and is another file", f"--force replaces it, or {_ELSEWHERE}"
-        )
-    return False
 
 
-def _copy(store: Store, key: str, target: Path, sha256: str | None) -> None:
-    """Copy one object, verified where its digest is known."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".part-", dir=target.parent) as draft:
-        part = Path(draft) / target.name
-        try:
-            store.get(key, part)
-        except FileNotFoundError as error:
-            raise NotFound(f"{key}: is gone from {store.url}") from error
-        if sha256 and sha256_of(part) != sha256:
-            raise NotFound(
-                f"{key}: is not the file that was committed to {store.url}",
-                "--include leaves it out; its bytes were changed or damaged in the store",
-            )
-        part.replace(target)
-
-
-def _checkpoint(store: Store, run: str) -> Iterator[Item]:
+def _checkpoint(store: Store, run: str, there: Mapping[str, Entry]) -> Iterator[Item]:
     steps = committed_steps(store, run)
     if not steps:
         return
@@ -153,22 +244,29 @@ def _checkpoint(store: Store, run: str) -> Iterator[Item]:
     except FileNotFoundError as error:  # a run that is resumed writes its last set again
         raise NotFound(f"run {run!r}: {prefix} is being written", "try again") from error
     for row in manifest.files:
-        yield Item(f"{prefix}/{row.path}", row.sha256)
-    yield Item(f"{prefix}/{layout.MANIFEST}", None)
-    yield Item(f"{prefix}/{layout.COMMITTED}", None)
+        yield Item(f"{prefix}/{row.path}", row.sha256, row.bytes, row.sha256)
+    for name in (layout.MANIFEST, layout.COMMITTED):
+        yield _item(run, f"{prefix}/{name}", None, there)
 
 
-def _pictures(store: Store, run: str) -> Iterator[Item]:
+def _pictures(store: Store, run: str, there: Mapping[str, Entry]) -> Iterator[Item]:
     digests = {row["file"]: row["sha256"] for row in records.pictures(store, run)}
     for path, sha256 in sorted(digests.items()):
-        yield Item(path, sha256)
+        yield _item(run, path, sha256, there)
 
 
-def _records(store: Store, run: str) -> Iterator[Item]:
-    present = {entry.key for entry in store.list(layout.key(run, ""))}
+def _records(run: str, there: Mapping[str, Entry]) -> Iterator[Item]:
     for name in RECORDS:
-        if layout.key(run, name) in present:
-            yield Item(name, None)
+        if layout.key(run, name) in there:
+            yield _item(run, name, None, there)
+
+
+def _item(run: str, path: str, sha256: str | None, there: Mapping[str, Entry]) -> Item:
+    entry = there.get(layout.key(run, path))
+    if entry is None:
+        return Item(path, sha256, 0, sha256 or "")
+    version = sha256 or f"{entry.size} {entry.tag} {entry.modified}"
+    return Item(path, sha256, entry.size, version)
 
 
 def _safe(path: str) -> PurePosixPath:

@@ -33,7 +33,11 @@ def launch(place: Path, *arguments: str, **options) -> subprocess.CompletedProce
 def start(place: Path, *arguments: str, env=None, before=(), **options) -> subprocess.Popen[str]:
     """Start the launcher in `place`, free of this machine's own configuration."""
     kept = {key: os.environ[key] for key in os.environ if not key.startswith(("LAUNCHER_", "JOB_"))}
-    clean = {"HOME": str(place), "KUBECONFIG": str(place / "no-kubeconfig")}
+    clean = {
+        "HOME": str(place),
+        "XDG_CACHE_HOME": str(place / ".cache"),
+        "KUBECONFIG": str(place / "no-kubeconfig"),
+    }
     options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "text": True} | options
     return subprocess.Popen(
         [*before, *PROGRAM, "launcher", *arguments],

@@ -35,8 +35,11 @@ def store(tmp_path):
 
 def copy(store, folder, include=(), force=False):
     wanted = transfer.items(store, "r", include)
-    done = transfer.fetch(store, "r", folder, wanted, force=force)
-    return {row.item.path: row.fresh for row in done}
+    plan = transfer.compare(store, "r", folder, wanted, force=force)
+    found = {item.path: False for item in wanted if item not in plan.missing}
+    fresh: list[str] = []
+    transfer.fetch(store, "r", folder, plan.missing, done=lambda row: fresh.append(row.item.path))
+    return found | dict.fromkeys(fresh, True)
 
 
 def tree(folder):

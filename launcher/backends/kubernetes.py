@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,8 +53,18 @@ class Kubernetes:
         self.namespace = namespace or found
         self.server: str = self._api.configuration.host
 
-    def submit(self, plan: JobPlan, manifest: Manifest) -> Submitted:
+    def submit(
+        self,
+        plan: JobPlan,
+        manifest: Manifest,
+        prepare: AbstractContextManager[None, bool | None] | None = None,
+    ) -> Submitted:
         """Create the Job, once; whatever would refuse it is asked first.
+
+        Args:
+            plan: the run.
+            manifest: the Job.
+            prepare: entered between the asking and the create, for what the Job will need.
 
         Raises:
             NameTaken: a Job of that name exists.
@@ -63,6 +73,10 @@ class Kubernetes:
             Unreachable: no server, or none that answers in time.
         """
         self.dry_run_server(manifest)
+        with prepare or nullcontext():
+            return self._create(plan, manifest)
+
+    def _create(self, plan: JobPlan, manifest: Manifest) -> Submitted:
         try:
             with _translated(self.server, plan.name):
                 created = self._post(_JOBS, manifest)["metadata"]

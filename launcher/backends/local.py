@@ -45,8 +45,8 @@ def submit(
     """Start the run, or go on with an unfinished one of the same name and spec.
 
     Args:
-        plan: the run; its store is `root`.
-        root: the file store's folder; made if need be.
+        plan: the run.
+        root: the folder for the files of runs, as a rule the store as well; made if need be.
         program: the supervisor's command line; none means jobs.runtime.
         flags: what another verb needs to find the run, with a blank before; for hints.
 
@@ -56,7 +56,9 @@ def submit(
         Unreachable: the disk is full.
         Misconfigured: the store is no folder, or the supervisor cannot be started.
     """
-    with writing(f"store {root}", "--store names another folder"):
+    there = plan.environment["JOB_STORE"] == str(root)
+    what = f"store {root}" if there else f"folder {root} of local runs"
+    with writing(what, "--store names another folder" if there else "submit from another folder"):
         files = Files(root / plan.name)
         if files.run.exists():
             return _resume(plan, files, program or PROGRAM, flags)
@@ -178,12 +180,21 @@ def _check_resumable(plan: JobPlan, files: Files, old: Record) -> None:
 
 
 def _differences(old: Record, new: Record) -> list[str]:
-    was, now = ({**record.spec(), "npus": record.workers} for record in (old, new))
+    was, now = (
+        {**record.spec(), "npus": record.workers, "store": _elsewhere(record)}
+        for record in (old, new)
+    )
     return [
         f"{key} is {json.dumps(was.get(key)):.60}, not {json.dumps(now.get(key)):.60}"
         for key in sorted(was.keys() | now.keys())
         if was.get(key) != now.get(key)
     ]
+
+
+def _elsewhere(record: Record) -> str:
+    """Return the store of the run's records, or nothing: a folder may have been moved."""
+    url = record.environment.get("JOB_STORE", "")
+    return url.rstrip("/") if "://" in url and not url.startswith("file:") else ""
 
 
 def _taken(files: Files, why: str) -> NameTaken:

@@ -1,0 +1,204 @@
+"""Owns the verb `doctor`: the store tried with the settings as they are, then with others.
+
+What is tried and what its failing means is probe.py's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from itertools import product
+from typing import TypeVar
+
+from jobs.access import ADDRESSING, AUTO, CHECKSUMS, Access
+from jobs.errors import BadSpec
+from jobs.s3 import S3Store
+from jobs.s3faults import retrying
+from jobs.stores import Refused, Store
+from launcher import output, places, probe, storage
+from launcher.errors import Misconfigured, writing
+from launcher.probe import PART_BYTES, Check
+from launcher.settings import Settings
+
+T = TypeVar("T")
+ATTEMPTS = 2
+"""Of a request: a person waits, and most of what is tried is expected to fail."""
+PATIENCE_SECONDS = 60.0
+"""For all other settings together."""
+MOST_CHANGES = 2
+"""Of settings at once; who has three wrong is told the first."""
+
+
+def examine(settings: Settings, *, as_json: bool) -> None:
+    """Print a line for each thing that was tried; end with the first failure's code.
+
+    Raises:
+        Forbidden: credentials are missing or wrong, or may not do something.
+        Unreachable: nobody answers.
+        Misconfigured: a setting is wrong; the hint is the line that works, if one was found.
+    """
+    url = settings.target.store
+    if not storage.remote(url):
+        _examine_folder(settings, as_json=as_json)
+        return
+    how = storage.access(settings.target)
+    store = _store(url, how)
+    checks = [_connected(store)]
+    if checks[0].good:
+        checks += probe.everything(store)
+    wrong = next((check for check in checks if not check.good), None)
+    better = _better(url, how, wrong) if wrong is not None else None
+    rows = {} if better is None else _rows(how, better, settings)
+    if as_json:
+        output.as_json(_document(store, checks, rows))
+    else:
+        _print(checks)
+    if wrong is None:
+        output.say(f"{store.url}: works ({_told(store)})")
+        if settings.target.store_endpoint_here:
+            output.say(f"not tried from here: store_endpoint {settings.target.store_endpoint!r}")
+        return
+    problem = probe.failure(wrong)
+    if better is None:
+        raise problem
+    if not as_json:
+        for line in _lines(rows):
+            output.data(line)
+    raise Misconfigured(problem.text, f"in launcher.toml: {', '.join(_lines(rows))}")
+
+
+def _examine_folder(settings: Settings, *, as_json: bool) -> None:
+    store = places.folder_store(settings)
+    with writing(f"store {store.root}", "--store names another folder"):
+        checks = probe.everything(store)
+    if as_json:
+        output.as_json(_document(store, checks, {}))
+    else:
+        _print(checks)
+    wrong = next((check for check in checks if not check.good), None)
+    if wrong is not None:
+        raise probe.failure(wrong)
+    output.say(f"{store.url}: works")
+
+
+class _Impatient(S3Store):
+    """A store that does not wait long for a server that is away."""
+
+    def trying(self, key: str, action: Callable[[], T]) -> T:
+        """Send a request, twice at most."""
+        return retrying(self.place(key), action, ATTEMPTS)
+
+
+def _store(url: str, how: Access) -> S3Store:
+    bucket, _, prefix = url.removeprefix(storage.REMOTE).partition("/")
+    try:
+        return _Impatient(bucket, prefix, how, part_bytes=PART_BYTES)
+    except BadSpec as error:
+        raise Misconfigured(str(error), "s3://bucket/prefix") from error
+
+
+def _connected(store: S3Store) -> Check:
+    """Try the address that boto3 comes to: its own variables and profiles count as well."""
+    try:
+        endpoint = store.trying("", lambda: str(store.client.meta.endpoint_url))
+    except Refused as error:
+        setting = "credentials" if "redential" in str(error) else "store_endpoint"
+        return Check("connect", False, str(error), setting, error)  # type: ignore[arg-type]
+    return probe.connect(endpoint)
+
+
+def _better(url: str, how: Access, wrong: Check) -> Access | None:
+    """Return the settings nearest to `how` with which everything works, if there are any."""
+    signed = "SignatureDoesNotMatch" in wrong.text or "AccessDenied" in wrong.text
+    hopeless = wrong.setting == "certificate" or (wrong.setting == "credentials" and not signed)
+    if wrong.name == "connect" or hopeless:
+        return None
+    until, tried = time.monotonic() + PATIENCE_SECONDS, 0
+    for other in _others(url, how, probe.region_named(wrong.error)):
+        if time.monotonic() > until:
+            break
+        if wrong.setting in ("credentials", "store") and other.checksum != how.checksum:
+            continue
+        tried += 1
+        store = _store(url, other)
+        if probe.quick(store).good and all(check.good for check in probe.everything(store)):
+            return other
+    output.say(f"tried {output.counted(tried, 'other setting')}: nothing works")
+    return None
+
+
+def _others(url: str, how: Access, region: str) -> Iterator[Access]:
+    """Yield other settings, those with the fewest changes first.
+
+    Args:
+        url: the store.
+        how: the settings as they are.
+        region: what the server calls its region, if it said so.
+    """
+    now = _store(url, how).access  # with every `auto` decided
+    choices = {
+        "region": [how.region, *([region] if region else [])],
+        "addressing": [how.addressing, *(s for s in ADDRESSING if s not in (AUTO, now.addressing))],
+        "checksum": [how.checksum, *(s for s in CHECKSUMS if s not in (AUTO, now.checksum))],
+        "endpoint": [how.endpoint, *_endpoints(url, how.endpoint)],
+    }
+    found = [
+        replace(how, **dict(zip(choices, values, strict=True)))
+        for values in product(*choices.values())
+    ]
+    for count in range(1, MOST_CHANGES + 1):
+        yield from (other for other in found if _changes(how, other) == count)
+
+
+def _endpoints(url: str, endpoint: str) -> Iterator[str]:
+    """Yield what the endpoint may have been meant to be."""
+    scheme, _, host = endpoint.partition("://")
+    bucket = url.removeprefix(storage.REMOTE).partition("/")[0]
+    if host.startswith(f"{bucket}."):  # an address of the bucket, as consoles show it
+        yield f"{scheme}://{host.removeprefix(f'{bucket}.')}"
+    if host:
+        yield f"{'http' if scheme == 'https' else 'https'}://{host}"
+
+
+def _changes(how: Access, other: Access) -> int:
+    was, now = asdict(how), asdict(other)
+    return sum(now[key] != was[key] for key in now)
+
+
+def _rows(how: Access, better: Access, settings: Settings) -> dict[str, str]:
+    """Return the keys of launcher.toml that differ."""
+    was, now = asdict(how), asdict(better)
+    rows = {f"store_{key}": now[key] for key in now if now[key] != was[key]}
+    if settings.target.store_endpoint_here and "store_endpoint" in rows:
+        rows["store_endpoint_here"] = rows.pop("store_endpoint")
+    return rows
+
+
+def _lines(rows: dict[str, str]) -> list[str]:
+    return [f'{key} = "{value}"' for key, value in rows.items()]
+
+
+def _print(checks: list[Check]) -> None:
+    rows = []
+    for check in checks:
+        blamed = f"{check.setting}: " if check.setting else ""
+        rows.append(("ok" if check.good else "wrong", check.name, f"{blamed}{check.text}"))
+    output.data("\n".join(f"{state:<6}{name:<17}{text}".rstrip() for state, name, text in rows))
+
+
+def _told(store: S3Store) -> str:
+    how = store.access
+    return f"region {how.region or store.client.meta.region_name}, addressing {how.addressing}"
+
+
+def _document(store: Store, checks: list[Check], rows: dict[str, str]) -> dict[str, object]:
+    return {
+        "store": store.url,
+        "works": all(check.good for check in checks),
+        "checks": [
+            {"check": row.name, "ok": row.good, "setting": row.setting or None, "text": row.text}
+            for row in checks
+        ],
+        "settings": rows,
+    }
