@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from jobs.parts import CHUNK
 from jobs.s3faults import Away, Outdated
-from jobs.stores import PART, Progress, Refused, durable
+from jobs.stores import PART, Progress, Refused
 
 if TYPE_CHECKING:
     from jobs.s3 import S3Store
@@ -60,7 +60,7 @@ def get(store: S3Store, key: str, path: Path, progress: Progress) -> str:
         raise
     finally:
         os.close(handle)
-    durable(draft)
+    # Not flushed: what a crash of the machine spoils can be fetched again.
     draft.replace(path)
     notes.unlink(missing_ok=True)
     return digest

@@ -6,6 +6,7 @@ Large objects go by multipart.py and ranges.py. Must not know what a run or a co
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -101,7 +102,9 @@ class S3Store:
 
     def place(self, key: str) -> str:
         """Return endpoint, bucket and key as messages name them."""
-        host = self.access.endpoint or "AWS"
+        names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+        given = (os.environ.get(name) for name in names)
+        host = self.access.endpoint or next(filter(None, given), "AWS")
         return f"{self.url}/{key} at {host}" if key else f"{self.url} at {host}"
 
     def call(self, operation: str, key: str, **arguments: object) -> Any:

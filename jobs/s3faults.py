@@ -25,6 +25,8 @@ FIRST_WAIT, LAST_WAIT = 0.2, 5.0
 """Seconds; full jitter: a uniform wait from zero to a bound that doubles (M. Brooker, Exponential
 Backoff And Jitter, AWS Architecture Blog, 2015). Outages longer than all the waits are the
 caller's, which knows its deadline."""
+PATIENCE_SECONDS = 30.0
+"""No further try after that long: one that hung for a minute is the caller's matter too."""
 LONGEST_RETRY_AFTER = 60.0
 """Seconds that a server's Retry-After is followed; longer ones go to the caller's own waits."""
 
@@ -70,7 +72,7 @@ def retrying(place: str, action: Callable[[], T], attempts: int = ATTEMPTS) -> T
         Refused: the server has answered for good.
         OSError: it was away each time, or a condition failed.
     """
-    bound = FIRST_WAIT
+    bound, started = FIRST_WAIT, time.monotonic()
     for attempt in range(1, attempts + 1):
         try:
             return action()
@@ -80,7 +82,8 @@ def retrying(place: str, action: Callable[[], T], attempts: int = ATTEMPTS) -> T
             known = translate(error, place)
             if not isinstance(known, Away):
                 raise known from error
-            if attempt == attempts or known.after > LONGEST_RETRY_AFTER:
+            late = time.monotonic() - started > PATIENCE_SECONDS
+            if attempt == attempts or late or known.after > LONGEST_RETRY_AFTER:
                 raise known from error
             wait = max(random.uniform(0, bound), known.after)
             log.info("retry=%d wait_s=%.1f error=%r", attempt, wait, str(known))

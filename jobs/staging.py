@@ -23,7 +23,7 @@ from jobs.commits import FileRow
 from jobs.environment import Environment
 from jobs.errors import BadData, BadSpec, Unavailable
 from jobs.outbox import write_whole
-from jobs.stores import Store, open_store, sha256_of
+from jobs.stores import Store, durable, open_store, sha256_of
 from jobs.transfers import get_all
 
 log = logging.getLogger("jobs.staging")
@@ -115,6 +115,8 @@ def _copy(store: Store, rows: list[FileRow], folder: Path, url: str) -> None:
         if not _whole(folder / row.path, row):
             (folder / row.path).unlink()
             raise BadData(f"{url}/{row.path}: is not the object that the store lists")
+    for row in missing:  # before the marker that says that all are there
+        durable(folder / row.path)
     log.info("staged=%s seconds=%.1f", url, time.monotonic() - started)
 
 
