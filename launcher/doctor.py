@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from itertools import product
 from typing import TypeVar
@@ -17,6 +18,7 @@ from jobs.s3 import S3Store
 from jobs.s3faults import retrying
 from jobs.stores import Refused, Store
 from launcher import output, places, probe, storage
+from launcher.backends.localrun import make_folders
 from launcher.errors import Misconfigured, writing
 from launcher.probe import PART_BYTES, Check
 from launcher.settings import Settings
@@ -69,8 +71,11 @@ def examine(settings: Settings, *, as_json: bool) -> None:
 
 
 def _examine_folder(settings: Settings, *, as_json: bool) -> None:
+    if not settings.target.store and settings.target.backend != "local":
+        storage.of_target(settings.target)  # says that none is set
     store = places.folder_store(settings)
-    with writing(f"store {store.root}", "--store names another folder"):
+    with writing(f"store {store.root}", "--store names another folder"), ExitStack() as undo:
+        make_folders(store.root, undo)
         checks = probe.everything(store)
     if as_json:
         output.as_json(_document(store, checks, {}))

@@ -97,8 +97,8 @@ class Meter:
         since, before = self._seen[0]
         rate = (self._done - before) / (now - since) if now > since else 0.0
         parts = [f"{self._what}: {output.size(self._done)} of {output.size(self._total)}"]
+        parts.append(f"{output.size(round(rate))}/s")
         if rate > 0:
-            parts.append(f"{output.size(round(rate))}/s")
             parts.append(f"about {output.duration((self._total - self._done) / rate)} left")
         return ", ".join(parts)
 

@@ -5,9 +5,11 @@ Whatever it writes it removes again. Must not print, nor decide what to try next
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
+import shutil
 import socket
 import tempfile
 from collections.abc import Callable
@@ -19,8 +21,9 @@ from urllib.parse import urlsplit
 
 from jobs.s3 import S3Store
 from jobs.s3faults import Outdated
-from jobs.stores import Conflict, Refused, Store
-from launcher.errors import Forbidden, LauncherError, Misconfigured, Unreachable
+from jobs.stores import Conflict, FileStore, Refused, Store
+from launcher import storage
+from launcher.errors import Forbidden, LauncherError, Misconfigured, Unreachable, writing
 
 T = TypeVar("T")
 Setting = Literal[
@@ -33,7 +36,7 @@ PART_BYTES = 5 * 1024 * 1024
 CONNECT_SECONDS = 5
 
 
-_PROBE = re.compile(r"/doctor-[0-9a-f]{16}/\w+")
+_PROBE = re.compile(r"/doctor-[0-9a-f]{16}(/\w+)?")
 """Our own key, which tells a person nothing."""
 _NONE = ("NotImplemented", "501")
 
@@ -90,18 +93,20 @@ def everything(store: Store) -> list[Check]:
     small, large, once = f"{folder}/small", f"{folder}/large", f"{folder}/once"
     checks = [_tried("PUT", lambda: _put(store, small))]
     if not checks[0].good:
-        return checks
+        return checks  # which has left nothing
     checks += [
         _tried("GET", lambda: _same(store.read(small), b"probe")),
         _tried("list", lambda: _listed(store, small)),
         _tried("multipart", lambda: _multipart(store, large)),
         _tried("conditional PUT", lambda: _conditional(store, once)),
-        _tried("list uploads", lambda: f"{len(store.unfinished(folder))} of it unfinished"),
+        _tried("list uploads", lambda: _uploads(store, folder)),
         _tried("DELETE", lambda: _deleted(store, (small, large, once), folder)),
     ]
     with suppress(OSError):
         for entry in list(store.list(f"{folder}/")):
             store.delete(entry.key)
+    if isinstance(store, FileStore):
+        shutil.rmtree(store.root / folder, ignore_errors=True)
     return checks
 
 
@@ -109,8 +114,11 @@ def failure(check: Check) -> LauncherError:
     """Return the planned failure that a check stands for."""
     text, hint = f"{check.name}: {check.text}", _HINTS[check.setting]
     if isinstance(check.error, OSError) and check.error.filename:
-        kind = Forbidden if isinstance(check.error, PermissionError) else Misconfigured
-        return kind(text, "--store names another folder")
+        try:
+            with writing(check.name, "--store names another folder"):
+                raise check.error
+        except LauncherError as problem:
+            return problem
     if check.setting == "credentials":
         return Forbidden(text, hint)
     if check.setting == "store_endpoint" and not isinstance(check.error, Refused):
@@ -148,7 +156,9 @@ def _tried(name: str, action: Callable[[], str]) -> Check:
     except Conflict as error:
         return Check(name, False, "the object changed meanwhile", "", error)
     except OSError as error:
-        told = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        # Python names the source where the target's disk is full.
+        where = "" if error.errno == errno.ENOSPC else f"{error.filename}: "
+        told = f"{where}{error.strerror}" if error.filename else str(error)
         text = _PROBE.sub("", " ".join(told.split()))
         return Check(name, False, text, _blamed(error), error)
 
@@ -158,23 +168,21 @@ def _blamed(error: OSError) -> Setting:
     cause = error.__cause__
     answer: dict[str, Any] = getattr(cause, "response", None) or {}
     code = str(answer.get("Error", {}).get("Code", ""))
+    words = f"{code} {answer.get('Error', {}).get('Message', '')}"
     status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    text = str(error)
     if error.filename:
         return "store"
     if isinstance(error, _Odd):
         return ""
-    if "certificate" in text:
+    if "certificate" in str(error):
         return "certificate"
-    if "redentials" in type(cause).__name__ or type(cause).__name__ == "ProfileNotFound":
-        return "credentials"
     if code in ("NoSuchBucket", "InvalidBucketName"):
         return "store"
-    if "egion" in text or code == "AuthorizationHeaderMalformed":
+    if "egion" in words or code == "AuthorizationHeaderMalformed":
         return "store_region"
-    if "hecksum" in code or "hecksum" in str(answer.get("Error", {}).get("Message", "")):
+    if "hecksum" in words:
         return "store_checksum"
-    if status in (401, 403):
+    if storage.of_credentials(error):
         return "credentials"
     if 300 <= status < 400 or not isinstance(error, Refused):
         return "store_endpoint"
@@ -217,6 +225,15 @@ def _multipart(store: Store, key: str) -> str:
         if store.sha256(key) != stored.sha256:
             raise _Odd("the store gives back other bytes than were written")
     return "2 parts of 5 MiB"
+
+
+def _uploads(store: Store, folder: str) -> str:
+    try:
+        store.unfinished(folder)
+    except Refused as error:
+        # A run does without; what a killed pod has sent of a large file is then never collected.
+        return f"refused, so that uploads that nobody ends stay: {_PROBE.sub('', str(error))}"
+    return ""
 
 
 def _conditional(store: Store, key: str) -> str:

@@ -125,12 +125,20 @@ def asking(store: Store) -> Iterator[None]:
 
 def refusal(error: Refused) -> LauncherError:
     """Return what a refusal means: credentials and rights are one thing, settings another."""
+    if of_credentials(error):
+        hint = f"credentials come from AWS_* variables or ~/.aws; {DOCTOR}"
+        return Forbidden(_line(error), hint)
+    return Misconfigured(_line(error), DOCTOR if error.__cause__ else "")
+
+
+def of_credentials(error: Exception) -> bool:
+    """Return whether a store refuses who asks, or that this one does what was asked for."""
     cause = error.__cause__
     told = getattr(cause, "response", None) or {}
     status = told.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    if status in (401, 403) or type(cause).__name__ in _NO_CREDENTIALS:
-        return Forbidden(_line(error), f"credentials come from AWS_* variables or ~/.aws; {DOCTOR}")
-    return Misconfigured(_line(error), DOCTOR if cause else "")
+    # Servers differ in code and status for a key that nobody has; all of them say it in words.
+    named = "access key" in str(told.get("Error", {}).get("Message", "")).lower()
+    return status in (401, 403) or named or type(cause).__name__ in _NO_CREDENTIALS
 
 
 _OURS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)

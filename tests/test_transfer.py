@@ -2,13 +2,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 
 import pytest
+from standin import launch, start
 
 from jobs import commits
 from jobs.stores import FileStore
 from launcher import transfer
 from launcher.errors import Misconfigured, NameTaken, NotFound
+from launcher.meter import Meter
 
 PICTURE = b"a picture"
 
@@ -163,3 +171,204 @@ def test_unknown_and_empty_runs_are_told_apart(store):
     store.write("s/claim.json", b"{}")
     with pytest.raises(NotFound, match="nothing is committed yet"):
         transfer.items(store, "s", ())
+
+
+def test_a_file_appears_only_when_it_is_whole_and_others_go_on_at_once(store, tmp_path):
+    """What arrives is hidden until its digest is compared; several files are on their way."""
+    seen, busy, most, lock = [], 0, 0, threading.Lock()
+
+    class Watching(FileStore):
+        def get(self, key, path, progress=lambda _: None):
+            nonlocal busy, most
+            with lock:
+                busy += 1
+                most = max(most, busy)
+            time.sleep(0.05)
+            found = super().get(key, path, progress)
+            seen.append([name for name in tree(tmp_path / "out") if ".part-" not in name])
+            with lock:
+                busy -= 1
+            return found
+
+    done = copy(Watching(store.root), tmp_path / "out")
+    assert done.keys() == ALL
+    assert most > 1
+    assert all(set(names) < ALL for names in seen)
+    assert not list((tmp_path / "out").rglob(".part-*"))
+
+
+def test_an_interrupted_fetch_goes_on_with_what_is_missing(store, tmp_path):
+    class Away(FileStore):
+        def get(self, key, path, progress=lambda _: None):
+            if key.endswith("00001-00.png"):
+                raise OSError("away")
+            return super().get(key, path, progress)
+
+    with pytest.raises(OSError, match="away"):
+        copy(Away(store.root), tmp_path / "out")
+    there = set(tree(tmp_path / "out"))
+    assert there < ALL
+    again = copy(store, tmp_path / "out")
+    assert {path for path, fresh in again.items() if fresh} == ALL - there
+
+
+def test_a_record_that_we_fetched_may_grow_and_a_stranger_s_may_not(store, tmp_path):
+    (tmp_path / "out").mkdir()
+    copy(store, tmp_path / "out")
+    wanted = transfer.items(store, "r", ["result.json"])
+    ours = {"result.json": hashlib.sha256(b"{}").hexdigest()}
+    store.write("r/result.json", b'{"new": 1}')
+    plan = transfer.compare(store, "r", tmp_path / "out", wanted, ours=ours)
+    assert plan.missing == wanted
+    (tmp_path / "out/result.json").write_text("mine")
+    with pytest.raises(NameTaken, match="exists and is another file"):
+        transfer.compare(store, "r", tmp_path / "out", wanted, ours=ours)
+
+
+def test_sizes_are_told_before_anything_is_fetched(store, tmp_path):
+    wanted = transfer.items(store, "r")
+    sizes = {item.path: item.bytes for item in wanted}
+    assert sizes == {path: len(store.read(f"r/{path}")) for path in ALL}
+    assert transfer.compare(store, "r", tmp_path / "out", wanted).bytes == sum(sizes.values())
+
+
+WATCH = ("fetch", "run", "out", "--backend", "local", "--watch")
+TRAIN = ("submit", "train", "--backend", "local", "--name", "run")
+
+
+def test_watch_fetches_each_commit_until_the_run_has_ended(place):
+    launch(place, *TRAIN, "--steps", "4", env={"STANDIN_SECONDS": "1.2"})
+    code = (
+        "import sys\nfrom launcher import cli, data\ndata.WATCH_SECONDS = 0.2\n"
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+    while not list((place / "runs/run").glob("*.json")):
+        time.sleep(0.05)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *WATCH], cwd=place, capture_output=True, text=True,
+        timeout=60, check=False, env={**os.environ, "XDG_CACHE_HOME": str(place / "cache")},
+    )  # fmt: skip
+    # The stand-in leaves no result: the run is known to have ended, and that is what is told.
+    assert done.returncode == 70, done.stderr
+    assert "error: run 'run': ended without a result" in done.stderr
+    steps = sorted(path.name for path in (place / "out/checkpoints").iterdir())
+    assert len(steps) >= 2, "it came by more than once"
+    assert steps[-1] == "step-00000004"
+    assert (place / "out/metrics.jsonl").read_bytes() == (
+        place / "runs/run/metrics.jsonl"
+    ).read_bytes()
+    assert done.stdout.count("step-00000004/COMMITTED\n") == 1, "nothing is fetched twice"
+
+
+def test_watch_ends_with_the_result(place, store, tmp_path):
+    done = launch(place, "fetch", "r", "out", "--store", "store", "--watch")
+    assert done.returncode == 0
+    assert {f"out/{path}" for path in ALL} == set(done.stdout.splitlines())
+
+
+def test_ctrl_c_while_watching_is_130_and_keeps_what_came(place, store):
+    (store.root / "r/result.json").unlink()
+    process = start(place, "fetch", "r", "out", "--store", "store", "--watch")
+    for _ in range(len(ALL) - 1):
+        process.stdout.readline()
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "interrupted: the same command goes on with it" in err
+    assert "Traceback" not in err
+    assert set(tree(place / "out")) == ALL - {"result.json"}
+
+
+def test_growing_records_are_fetched_again_without_force(place, store):
+    wanted = ("fetch", "r", "out", "--store", "store")
+    assert launch(place, *wanted).returncode == 0
+    store.write("r/result.json", b'{"new": 1}')
+    done = launch(place, *wanted)
+    assert (done.returncode, done.stdout) == (0, "out/result.json\n")
+    assert "fetched 1 file (10 B), verified; 6 lay there already" in done.stderr
+    (place / "out/result.json").write_text("mine")
+    done = launch(place, *wanted)
+    assert done.returncode == 73
+    assert (place / "out/result.json").read_text() == "mine"
+
+
+@pytest.fixture
+def mounts(missing):
+    """Skip where no file system can be mounted."""
+    tried = subprocess.run(
+        ["unshare", "-m", "sh", "-c", "mount -t tmpfs none /mnt"], capture_output=True, check=False
+    )
+    if tried.returncode:
+        missing("chaos", "needs root and mount namespaces")
+
+
+def test_a_full_disk_is_one_line_and_shows_nothing_half(place, store, mounts):
+    (store.root / "r/images/00001-00.png").write_bytes(b"p" * 200_000)
+    row = {"file": "images/00001-00.png", "sha256": hashlib.sha256(b"p" * 200_000).hexdigest()}
+    store.write("r/manifest.jsonl", json.dumps(row).encode())
+    (place / "out").mkdir()
+    script = 'mount -t tmpfs -o size=64k none out && "$0" "$@"; code=$?; find out; exit $code'
+    done = launch(
+        place, "fetch", "r", "out", "--store", "store", before=("unshare", "-m", "sh", "-c", script)
+    )
+    assert done.returncode == 69
+    (error, hint) = done.stderr.splitlines()
+    assert error == "error: folder out: the disk is full"
+    assert "make room" in hint
+    assert "00001-00.png\n" not in done.stdout
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(place, store, mounts):
+    (place / "out").mkdir()
+    script = 'mount -t tmpfs -o ro none out && "$0" "$@"'
+    done = launch(
+        place, "fetch", "r", "out", "--store", "store", before=("unshare", "-m", "sh", "-c", script)
+    )
+    assert (done.returncode, done.stdout) == (77, "")
+    assert done.stderr.startswith("error: folder out: cannot be written: ")
+    assert len(done.stderr.splitlines()) == 2
+
+
+def test_a_meter_tells_bytes_rate_and_time_left():
+    meter = Meter("fetch", 4 * 2**20)
+    begin = meter._started
+    meter.moved(2**20)
+    assert meter.line(begin + 1) == ("fetch: 1.0 MiB of 4.0 MiB, 1.0 MiB/s, about 3s left")
+    meter.moved(2**20)
+    assert meter.line(begin + 3).startswith("fetch: 2.0 MiB of 4.0 MiB, 682.7 KiB/s, ")
+    # Only the last seconds count: a network that stands still is told.
+    assert meter.line(begin + 19) == "fetch: 2.0 MiB of 4.0 MiB, 0 B/s"
+
+
+def test_a_meter_writes_lines_where_nobody_watches_live(capfd, monkeypatch):
+    monkeypatch.setattr("launcher.meter.LINE_SECONDS", 0.05)
+    with Meter("push", 100) as meter:
+        meter.moved(50)
+        time.sleep(0.2)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "push: 50 B of 100 B" in err
+    assert "\r" not in err
+
+
+def test_a_meter_on_a_terminal_draws_one_line_and_wipes_it(place, store):
+    import pty
+
+    (store.root / "r/images/00001-00.png").write_bytes(b"p")
+    main, other = pty.openpty()
+    code = (
+        "import sys, time\nfrom launcher.meter import Meter\n"
+        "with Meter('fetch', 100) as meter:\n"
+        "    meter.moved(50); time.sleep(0.7); meter.data('a/path')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], stderr=other, stdout=subprocess.PIPE, check=True, timeout=30
+    )
+    os.close(other)
+    seen = os.read(main, 65536).decode()
+    os.close(main)
+    assert done.stdout == b"a/path\n"
+    assert seen.count("50 B of 100 B") >= 2
+    assert seen.endswith("\r\x1b[K")
+    assert "\n" not in seen
