@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs.specs import TrainSpec
+from jobs.specs import INLINE_PROMPT_BYTES, TrainSpec
+from launcher import cli
 from launcher.backends import kubernetes
 from launcher.backends.kubernetes import WAYS_OUT, Kubernetes
 from launcher.errors import LauncherError, Misconfigured, Unreachable
@@ -117,7 +118,8 @@ def answering(answers: dict[str, tuple[int, Any]]) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            status, body = answers.get(self.path.partition("?")[0], (404, {"message": "no"}))
+            plain = answers.get(self.path.partition("?")[0], (404, {"message": "no"}))
+            status, body = answers.get(self.path, plain)
             data = body if isinstance(body, bytes) else json.dumps(body).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))
@@ -222,3 +224,76 @@ def test_of_several_files_the_first_current_context_wins_as_with_kubectl(
     assert (first.server, first.namespace) == ("https://one.example", "art")
     assert (second.server, second.namespace) == ("https://two.example", "default")
     assert Kubernetes(namespace="mine").namespace == "mine"
+
+
+NEW = {"/version": (200, {"major": "1", "minor": "34", "gitVersion": "v1.34.3"})}
+JOBS, PODS = "/apis/batch/v1/namespaces/default/jobs", "/api/v1/namespaces/default/pods"
+CREATE, TRIAL = f"{JOBS}?fieldValidation=Strict", f"{JOBS}?fieldValidation=Strict&dryRun=All"
+MADE = {"metadata": {"namespace": "default", "name": "long", "uid": "1"}}
+
+
+@pytest.mark.parametrize(
+    ("trial", "create", "code", "there"),
+    [
+        ((201, MADE), (201, MADE), 0, True),
+        ((201, MADE), (409, {"message": "exists"}), 73, False),
+        ((201, MADE), (500, {"message": "etcd"}), 69, True),  # the Job may exist all the same
+        ((409, {"message": "exists"}), (201, MADE), 73, False),
+    ],
+)
+def test_long_prompts_are_in_the_store_before_the_job_and_taken_back_if_it_fails(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    trial: Any,
+    create: Any,
+    code: int,
+    there: bool,
+) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "p.txt").write_text("a cat\n" * (INLINE_PROMPT_BYTES // 6))
+    monkeypatch.chdir(tmp_path)
+    store = (tmp_path / "runs").as_uri()
+    answers = {**NEW, PODS: (201, {}), TRIAL: trial, CREATE: create}
+    with answering(answers) as server:
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "k", server)))
+        found = cli.main(
+            ["submit", "infer", "--image", "i", "--store", store, "--prompts", "p.txt",
+             "--name", "long"]
+        )  # fmt: skip
+    assert found == code
+    assert [path.suffix for path in tmp_path.glob("runs/cache/prompts/*")] == [".jsonl"] * there
+    out, err = capfd.readouterr()
+    assert out == ("long\n" if code == 0 else "")
+    assert "Traceback" not in err
+
+
+def test_an_s3_store_need_not_be_reached_to_create_a_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LAUNCHER_STORE_ENDPOINT", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("LAUNCHER_MAX_GRACE_SECONDS", "30")
+    with answering({**NEW, PODS: (201, {}), JOBS: (201, MADE)}) as server:
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "k", server)))
+        code = cli.main(
+            ["submit", "train", "--image", "i", "--store", "s3://b/r", "--name", "long"]
+        )
+    out, err = capfd.readouterr()
+    assert (code, out) == (0, "long\n")
+    warning, created = err.splitlines()
+    assert warning.startswith("warning: max_grace_seconds 30: ")
+    assert created == "kubernetes: created job long in namespace default"
+
+
+def test_prompts_that_the_store_refuses_keep_the_job_from_being_created(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "p.txt").write_text("a cat\n" * (INLINE_PROMPT_BYTES // 6))
+    monkeypatch.chdir(tmp_path)
+    store = f"file://{tmp_path}/not-mounted"
+    with answering({**NEW, PODS: (201, {}), TRIAL: (201, MADE), CREATE: (500, {})}) as server:
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "k", server)))
+        arguments = ["submit", "infer", "--image", "i", "--store", store, "--prompts", "p.txt"]
+        assert cli.main(arguments) == 78
+    assert "is not mounted here" in capfd.readouterr().err

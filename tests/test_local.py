@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,7 @@ def test_the_supervisor_is_told_what_the_contract_says(place, monkeypatch):
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "7")
     monkeypatch.setenv("JOB_STRAY", "x")
     monkeypatch.setenv("STANDIN_CALLER", "kept")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
     files = submit(place / "runs", workers=2).files
     ended(files)
     seen = json.loads((files.work / "environment.json").read_text())
@@ -83,6 +85,7 @@ def test_the_supervisor_is_told_what_the_contract_says(place, monkeypatch):
     assert seen["JOB_UID"] == localrun.read(files).uid
     assert (seen["JOB_NAMESPACE"], seen["JOB_COMPLETION_INDEX"]) == ("", "0")
     assert (seen["JOB_WORK"], seen["TERMINATION_LOG"]) == (str(files.work), str(files.termination))
+    assert seen["JOB_CACHE"] == str(place / "cache/ascend-diffusion-jobs/staged")
     assert seen["STANDIN_CALLER"] == "kept"
     assert "JOB_STRAY" not in seen
 
@@ -234,6 +237,20 @@ def test_another_spec_does_not_resume_a_run(place, monkeypatch):
         submit(place / "runs", steps=5, workers=2)
     assert "npus is 1, not 2; steps is 4, not 5" in caught.value.text
     assert files.plan.read_bytes() == before
+
+
+def test_another_store_does_not_resume_a_run_and_a_moved_folder_does(place, monkeypatch):
+    monkeypatch.setenv("STANDIN_END", "75 stopped: on request")
+    ended(submit(place / "runs").files)
+    (place / "runs").rename(place / "moved")
+    wanted = planned(place / "moved")
+    elsewhere = {**wanted.environment, "JOB_STORE": "s3://bucket/runs"}
+    with pytest.raises(NameTaken, match='store is "", not "s3://bucket/runs"'):
+        local.submit(replace(wanted, environment=elsewhere), place / "moved", program=PROGRAM)
+    monkeypatch.delenv("STANDIN_END")
+    again = submit(place / "moved")
+    assert again.resumed
+    assert ended(again.files).state == "succeeded"
 
 
 def test_a_folder_of_another_origin_keeps_its_name(place):

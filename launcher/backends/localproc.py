@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from launcher import storage
 from launcher.backends import localrun
 from launcher.backends.localrun import POLL_SECONDS, Files, Record
 
@@ -31,6 +32,8 @@ def start(record: Record, files: Files, lock: int, program: Sequence[str]) -> in
         "JOB_NAMESPACE": "",
         "JOB_COMPLETION_INDEX": "0",
         "JOB_WORK": str(files.work),
+        # Models and data sets from object storage: fetched once, whatever run needs them.
+        "JOB_CACHE": str(storage.cache("staged")),
         "TERMINATION_LOG": str(files.termination),
         "PYTHONUNBUFFERED": "1",
     }
