@@ -10,6 +10,7 @@ import pytest
 import servers
 from faultproxy import FaultProxy, fault_proxy
 from servers import Link, Server, Toxiproxy
+from zygote import Zygote, zygote
 
 MissingPart = Callable[[str, str], NoReturn]
 Servers = Callable[[str], Server]
@@ -63,6 +64,12 @@ def toxiproxy(
             running = stack.enter_context(servers.toxiproxy(tmp_path_factory.mktemp("toxiproxy")))
         except servers.Missing as error:
             missing("store", str(error))
+        yield running
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Zygote]:
+    with zygote() as running:
         yield running
 
 

@@ -92,11 +92,11 @@ class _Handler(BaseHTTPRequestHandler):
         if answer is None:
             self.close_connection = True
             return
-        if kind in ("lose", "behead"):
-            answer.read()
+        whole = answer.read() if kind in ("lose", "behead") else b""
         self.proxy.after(passed)
-        if kind == "behead":
-            self.wfile.write(b"HTTP/1.1 %d OK\r\nServer: test\r\nX-Am" % answer.status)
+        if fault and kind == "behead":
+            lines = [f"HTTP/1.1 {answer.status} OK", *(f"{k}: {v}" for k, v in answer.getheaders())]
+            self.wfile.write(("\r\n".join(lines).encode() + b"\r\n\r\n" + whole)[: fault.at])
         if kind in ("lose", "behead"):
             self.close_connection = True
             return

@@ -18,7 +18,7 @@ Kind = Literal[
     "close",  # the connection is closed without an answer; nothing is passed on
     "cut",  # half of the request's body is passed on, then both sides are closed
     "truncate",  # half of the answer's body, then the connection is closed
-    "behead",  # the answer ends in the middle of its headers
+    "behead",  # the answer ends after `at` bytes, headers counted
     "wrong",  # one byte of the answer's body is another
     "corrupt",  # one byte of the request's body is another
     "swallow",  # 200 with a plausible ETag; nothing is passed on
@@ -48,6 +48,7 @@ class Fault:
     body: bytes | None = None
     """For an answer: its body, instead of one made of `code`."""
     seconds: float = 0.0
+    at: int = 40
     seen: int = 0
     """Matching requests until now."""
 

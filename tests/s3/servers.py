@@ -5,6 +5,7 @@ Must not know our code: what is told here holds for any client. Only what was st
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import secrets
@@ -46,29 +47,35 @@ class Server:
 
     def client(self, endpoint: str = "", **config: object) -> Any:
         """Return a plain boto3 client that tries once, to it or by way of `endpoint`."""
-        import boto3
-        from botocore.config import Config
-
-        options: dict[str, object] = {
-            "s3": {"addressing_style": "path"},
-            "retries": {"total_max_attempts": 1},
-            "connect_timeout": 5,
-            "read_timeout": 20,
-        }
-        return boto3.client(
-            "s3",
-            endpoint_url=endpoint or self.endpoint,
-            aws_access_key_id=self.access_key,
-            aws_secret_access_key=self.secret_key,
-            region_name=REGION,
-            config=Config(**{**options, **config}),
-        )
+        return _client(self, endpoint or self.endpoint, tuple(sorted(config.items())))
 
     def bucket(self) -> str:
         """Make an empty bucket and return its name."""
         name = f"test-{secrets.token_hex(6)}"
         self.client().create_bucket(Bucket=name)
         return name
+
+
+@functools.cache  # one takes a tenth of a second
+def _client(server: Server, endpoint: str, config: tuple[tuple[str, object], ...]) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    options: dict[str, object] = {
+        "s3": {"addressing_style": "path"},
+        "retries": {"total_max_attempts": 1},
+        "connect_timeout": 5,
+        "read_timeout": 20,
+        "max_pool_connections": 50,
+    }
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        aws_access_key_id=server.access_key,
+        aws_secret_access_key=server.secret_key,
+        region_name=REGION,
+        config=Config(**{**options, **dict(config)}),
+    )
 
 
 def asset(name: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import os
 import subprocess
 from collections.abc import Callable
@@ -125,6 +126,40 @@ def test_a_web_server_that_is_content_with_anything(
         with pytest.raises((OSError, Conflict)) as caught:
             ask()
         assert "\n" not in str(caught.value)
+
+
+def test_an_answer_that_ends_at_any_byte_is_never_believed(
+    server: Server, bucket: str, proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3faults.retrying, "__defaults__", (1,))  # attempts
+    kept = bytes(range(256)) * 2
+    (tmp_path / "big").write_bytes(bytes(PART + 1))
+    store = S3Store(bucket, "", Access(endpoint=proxy.endpoint), part_bytes=PART)
+    store.write("kept", kept)
+    asked: dict[str, Callable[[], object]] = {
+        "read": lambda: store.read("kept") == kept,
+        "sha256": lambda: store.sha256("kept") == hashlib.sha256(kept).hexdigest(),
+        "get": lambda: store.get("kept", tmp_path / "g") and (tmp_path / "g").read_bytes() == kept,
+        "list": lambda: [entry.key for entry in store.list("k")] == ["kept"],
+        "write": lambda: store.write("new", b"new").size == 3,
+        "begin": lambda: store.put("big", tmp_path / "big").size == PART + 1,
+    }
+    believed, wrong = [], []
+    for name, ask in asked.items():
+        for at in range(0, 2200, 101 if name == "begin" else 23):
+            proxy.faults = [Fault("behead", "POST" if name == "begin" else "", at=at, times=EVER)]
+            try:
+                right = ask()
+            except (Refused, FileNotFoundError) as error:
+                wrong.append((name, at, repr(error)))
+            except OSError:
+                continue
+            else:
+                believed.append(name)
+                if not right:
+                    wrong.append((name, at, "believed"))
+    assert wrong == []
+    assert {"read", "sha256", "get", "list", "write"} <= set(believed)  # at last it was whole
 
 
 @pytest.fixture(scope="module")
