@@ -239,6 +239,7 @@ MADE = {"metadata": {"namespace": "default", "name": "long", "uid": "1"}}
         ((201, MADE), (409, {"message": "exists"}), 73, False),
         ((201, MADE), (500, {"message": "etcd"}), 69, True),  # the Job may exist all the same
         ((409, {"message": "exists"}), (201, MADE), 73, False),
+        ((500, {"message": "etcd"}), (201, MADE), 69, False),
     ],
 )
 def test_long_prompts_are_in_the_store_before_the_job_and_taken_back_if_it_fails(

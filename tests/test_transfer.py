@@ -13,10 +13,11 @@ import pytest
 from standin import launch, start
 
 from jobs import commits
-from jobs.stores import FileStore
-from launcher import transfer
+from jobs.stores import FileStore, sha256_of
+from launcher import data, transfer
 from launcher.errors import Misconfigured, NameTaken, NotFound
 from launcher.meter import Meter
+from launcher.receipts import Receipts
 
 PICTURE = b"a picture"
 
@@ -185,7 +186,7 @@ def test_a_file_appears_only_when_it_is_whole_and_others_go_on_at_once(store, tm
                 most = max(most, busy)
             time.sleep(0.05)
             found = super().get(key, path, progress)
-            seen.append([name for name in tree(tmp_path / "out") if ".part-" not in name])
+            seen.append((key.removeprefix("r/"), tree(tmp_path / "out")))
             with lock:
                 busy -= 1
             return found
@@ -193,7 +194,10 @@ def test_a_file_appears_only_when_it_is_whole_and_others_go_on_at_once(store, tm
     done = copy(Watching(store.root), tmp_path / "out")
     assert done.keys() == ALL
     assert most > 1
-    assert all(set(names) < ALL for names in seen)
+    assert len(seen) == len(ALL)
+    for path, files in seen:  # each at the moment when its bytes are there and not yet compared
+        assert path not in files
+        assert all(data == store.read(f"r/{p}") for p, data in files.items() if p in ALL)
     assert not list((tmp_path / "out").rglob(".part-*"))
 
 
@@ -258,6 +262,25 @@ def test_watch_fetches_each_commit_until_the_run_has_ended(place):
         place / "runs/run/metrics.jsonl"
     ).read_bytes()
     assert done.stdout.count("step-00000004/COMMITTED\n") == 1, "nothing is fetched twice"
+
+
+def test_a_second_look_compares_only_what_has_changed(store, tmp_path, monkeypatch):
+    """A watched checkpoint of 30 GB must not be read again every few seconds."""
+    read = []
+    monkeypatch.setattr(transfer, "sha256_of", lambda path: read.append(path) or sha256_of(path))
+    told, receipts = data._Fetched(), Receipts(tmp_path / "out", "r")
+
+    def look():
+        read.clear()
+        data._pass(store, "r", tmp_path / "out", (), told, receipts, force=False)
+        return [path.name for path in read]
+
+    look()
+    assert look() == []
+    store.write("r/result.json", b'{"new": 1}')
+    assert look() == ["result.json"]
+    assert (tmp_path / "out/result.json").read_bytes() == b'{"new": 1}'
+    assert (told.files, told.kept) == (len(ALL) + 1, 0)
 
 
 def test_watch_ends_with_the_result(place, store, tmp_path):
@@ -360,7 +383,7 @@ def test_a_meter_on_a_terminal_draws_one_line_and_wipes_it(place, store):
     code = (
         "import sys, time\nfrom launcher.meter import Meter\n"
         "with Meter('fetch', 100) as meter:\n"
-        "    meter.moved(50); time.sleep(0.7); meter.data('a/path')\n"
+        "    meter.moved(50); time.sleep(0.5); meter.data('a/path'); time.sleep(0.5)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], stderr=other, stdout=subprocess.PIPE, check=True, timeout=30

@@ -587,6 +587,15 @@ def test_doctor_tells_what_a_key_may_not_do(run, there, gateway, method, query, 
     assert checks["connect"]["ok"]
 
 
+def test_a_check_that_fails_leaves_nothing_either(run, there, gateway):
+    with fault_proxy(gateway.endpoint) as proxy:
+        proxy.faults = [Fault("answer", "DELETE", times=1, status=403, code="AccessDenied")]
+        done, checks = doctor(run, there, LAUNCHER_STORE_ENDPOINT=proxy.endpoint)
+    assert done.returncode == 77
+    assert not checks["DELETE"]["ok"]
+    assert not list(store_of(there, gateway).list(""))
+
+
 def test_who_may_not_list_uploads_is_told_what_it_costs(run, there, gateway):
     with fault_proxy(gateway.endpoint) as proxy:
         proxy.faults = [
