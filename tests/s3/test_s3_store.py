@@ -204,6 +204,17 @@ def test_a_swap_whose_answer_is_lost_has_won(
     assert store.read("claim") == b"2"
 
 
+def test_a_swap_whose_read_is_cut_reads_again(
+    opened: Opened, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3faults, "FIRST_WAIT", 0.01)
+    store = opened(proxy.endpoint)
+    store.write("claim", b"before")
+    proxy.faults = [Fault("truncate", "GET")]
+    store.swap("claim", b"before", b"after")
+    assert store.read("claim") == b"after"
+
+
 @pytest.mark.parametrize("size", [0, 1, PART - 1, PART, PART + 1, 3 * PART, 3 * PART + 1])
 def test_any_size_goes_there_and_back(
     store: S3Store, server: Server, bucket: str, tmp_path: Path, size: int
