@@ -18,7 +18,7 @@ from launcher import output, places, push, storage, transfer
 from launcher.backends import localrun
 from launcher.backends.localrun import Files
 from launcher.errors import Forbidden, NotFound, RunFailed, Unreachable, writing
-from launcher.meter import Meter
+from launcher.meter import GOES_ON, Meter
 from launcher.receipts import Receipts
 from launcher.settings import Settings
 
@@ -73,10 +73,8 @@ def fetch(
         else:
             once()
     except KeyboardInterrupt:
-        output.say("interrupted: the same command goes on with it")
+        output.say(GOES_ON)
         raise
-    finally:
-        receipts.save()
     there = f"; {told.kept} lay there already" if told.kept else ""
     what = f"{output.counted(told.files, 'file')} ({output.size(told.bytes)})"
     output.say(f"fetched {what}, verified{there}")
@@ -104,7 +102,7 @@ def upload(settings: Settings, folder: Path, url: str) -> None:
                     push.send(where, folder, files, meter.moved)
                 output.say(f"pushed {what} in {output.duration(max(1, meter.seconds()))}, verified")
     except KeyboardInterrupt:
-        output.say("interrupted: the same command goes on with it")
+        output.say(GOES_ON)
         raise
     output.data(where.url)
 
@@ -132,6 +130,7 @@ def _pass(
                 told.files, told.bytes = told.files + 1, told.bytes + copied.item.bytes
                 if copied.item.sha256 is None:  # what is committed does not change
                     receipts.files[copied.item.path] = copied.sha256
+                    receipts.save()
             meter.data(str(copied.target))
 
         transfer.fetch(store, run, folder, plan.missing, progress=meter.moved, done=done)

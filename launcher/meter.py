@@ -6,6 +6,7 @@ the time, and end there.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -16,9 +17,14 @@ from typing import Any, Self
 
 from launcher import output
 
+GOES_ON = "interrupted: the same command goes on with it"
 REDRAW_SECONDS = 0.2
 LINE_SECONDS = 10.0
 """Between lines where nobody watches live: a log should not fill with them."""
+LEAVE_SECONDS = 5.0
+"""Between Ctrl-C and the end of the process, whatever its threads wait for: a network that stands
+still would hold a person for a minute. What was moved is kept as if the process had been killed."""
+INTERRUPTED = 130
 WINDOW_SECONDS = 15.0
 """What the rate is taken over: long enough to be calm, short enough to follow the network."""
 
@@ -104,7 +110,15 @@ class Meter:
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         self._stopped.set()
+        leave = threading.Timer(LEAVE_SECONDS, self._leave)
+        leave.daemon = True
+        leave.start()
         self._before(number, frame)
+
+    def _leave(self) -> None:
+        if not self._ended.is_set():
+            output.say(GOES_ON)
+        os._exit(INTERRUPTED)
 
     def _tick(self) -> None:
         while not self._ended.wait(REDRAW_SECONDS if self._live else LINE_SECONDS):

@@ -285,6 +285,23 @@ def test_an_interrupted_fetch_does_not_fetch_again_what_it_has(
         assert not list((place / "out").rglob(".part-*"))
 
 
+def test_ctrl_c_does_not_wait_for_a_network_that_stands_still(place, there, gateway):
+    committed(store_of(there, gateway), place, [40_000_000])
+    with fault_proxy(gateway.endpoint) as proxy:
+        proxy.faults = [Fault("hang", "GET", r"0\.bin", first=2, times=EVER, seconds=60)]
+        env = settings_here() | {"LAUNCHER_STORE_ENDPOINT": proxy.endpoint}
+        process = start(place, "fetch", "r", "out", "--store", there, env=env)
+        while len(proxy.found("GET", "0.bin")) < 2:
+            time.sleep(0.05)
+        begin = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        assert time.monotonic() - begin < 20
+    assert process.returncode == 130
+    assert err.count("interrupted: the same command goes on with it") == 1
+    assert "Traceback" not in err
+
+
 def test_bytes_that_were_damaged_in_the_store_never_appear(place, there, gateway, run):
     store = store_of(there, gateway)
     committed(store, place, [5_000])
