@@ -5,12 +5,14 @@ What is tried and what its failing means is probe.py's.
 
 from __future__ import annotations
 
+import ipaddress
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from itertools import product
-from typing import TypeVar
+from typing import TypeVar, cast
+from urllib.parse import urlsplit
 
 from jobs.access import ADDRESSING, AUTO, CHECKSUMS, Access
 from jobs.errors import BadSpec
@@ -20,7 +22,7 @@ from jobs.stores import Refused, Store
 from launcher import output, places, probe, storage
 from launcher.backends.localrun import make_folders
 from launcher.errors import Misconfigured, writing
-from launcher.probe import PART_BYTES, Check
+from launcher.probe import PART_BYTES, Check, Setting
 from launcher.settings import Settings
 
 T = TypeVar("T")
@@ -52,6 +54,11 @@ def examine(settings: Settings, *, as_json: bool) -> None:
     wrong = next((check for check in checks if not check.good), None)
     better = _better(url, how, wrong) if wrong is not None else None
     rows = {} if better is None else _rows(how, better, settings)
+    if wrong is not None and rows:
+        # What helps is what was wrong, whatever the server had to say about it.
+        key = cast("Setting", next(iter(rows)).removesuffix("_here"))
+        blamed = replace(wrong, setting=key)
+        checks[checks.index(wrong)] = wrong = blamed
     if as_json:
         output.as_json(_document(store, checks, rows))
     else:
@@ -115,9 +122,11 @@ def _connected(store: S3Store) -> Check:
 
 def _better(url: str, how: Access, wrong: Check) -> Access | None:
     """Return the settings nearest to `how` with which everything works, if there are any."""
+    if wrong.name == "connect" or wrong.setting == "certificate":
+        return None
+    # For another host or region, a request would have been signed otherwise.
     signed = "SignatureDoesNotMatch" in wrong.text or "AccessDenied" in wrong.text
-    hopeless = wrong.setting == "certificate" or (wrong.setting == "credentials" and not signed)
-    if wrong.name == "connect" or hopeless:
+    if wrong.setting == "credentials" and not (wrong.name == "PUT" and signed):
         return None
     until, tried = time.monotonic() + PATIENCE_SECONDS, 0
     for other in _others(url, how, probe.region_named(wrong.error)):
@@ -142,9 +151,12 @@ def _others(url: str, how: Access, region: str) -> Iterator[Access]:
         region: what the server calls its region, if it said so.
     """
     now = _store(url, how).access  # with every `auto` decided
+    styles = [s for s in ADDRESSING if s not in (AUTO, now.addressing)]
+    if now.addressing == "path" and _is_number(how.endpoint):
+        styles = []  # boto3 puts no bucket before it, whatever is set
     choices = {
         "region": [how.region, *([region] if region else [])],
-        "addressing": [how.addressing, *(s for s in ADDRESSING if s not in (AUTO, now.addressing))],
+        "addressing": [how.addressing, *styles],
         "checksum": [how.checksum, *(s for s in CHECKSUMS if s not in (AUTO, now.checksum))],
         "endpoint": [how.endpoint, *_endpoints(url, how.endpoint)],
     }
@@ -164,6 +176,15 @@ def _endpoints(url: str, endpoint: str) -> Iterator[str]:
         yield f"{scheme}://{host.removeprefix(f'{bucket}.')}"
     if host:
         yield f"{'http' if scheme == 'https' else 'https'}://{host}"
+
+
+def _is_number(endpoint: str) -> bool:
+    """Return whether the endpoint's host is an address and no name."""
+    try:
+        ipaddress.ip_address(urlsplit(endpoint).hostname or "")
+    except ValueError:
+        return False
+    return True
 
 
 def _changes(how: Access, other: Access) -> int:

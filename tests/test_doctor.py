@@ -129,6 +129,14 @@ def test_others_are_tried_in_order_of_their_changes():
     ]
 
 
+def test_an_address_has_no_bucket_before_it():
+    for endpoint, styles in (("http://127.0.0.1:9", set()), ("http://[::1]:9", set()),
+                             ("http://localhost:9", {"virtual"})):  # fmt: skip
+        how = Access(endpoint=endpoint, addressing="path")
+        found = {other.addressing for other in doctor._others("s3://b/x", how, "")} - {"path"}
+        assert found == styles
+
+
 class SETTINGS:
     class target:  # noqa: N801
         store_endpoint_here = ""

@@ -521,6 +521,7 @@ def test_doctor_finds_the_addressing(run, there, gateway):
     done = run("doctor", "--store", there, env=env)
     assert done.returncode == 78
     assert done.stdout.splitlines()[-1] == 'store_addressing = "path"'
+    assert "wrong PUT              store_addressing: " in done.stdout
     assert 'hint: in launcher.toml: store_addressing = "path"' in done.stderr
     env["LAUNCHER_STORE_ADDRESSING"] = "path"
     assert run("doctor", "--store", there, env=env).returncode == 0
