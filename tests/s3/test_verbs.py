@@ -603,6 +603,7 @@ def test_doctor_tells_what_a_key_may_not_do(run, there, gateway, method, query, 
     assert not checks[check]["ok"]
     assert checks[check]["setting"] == "credentials"
     assert checks["connect"]["ok"]
+    assert ("tried" in done.stderr) == (check == "PUT"), "no other setting gives a right"
 
 
 def test_a_check_that_fails_leaves_nothing_either(run, there, gateway):
