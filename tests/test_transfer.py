@@ -57,6 +57,13 @@ def tree(folder):
     }
 
 
+def visible(folder):
+    """Return what is no draft; drafts come and go while one looks."""
+    names = (p.relative_to(folder).as_posix() for p in folder.rglob("*"))
+    shown = [name for name in names if ".part-" not in name and (folder / name).is_file()]
+    return {name: (folder / name).read_bytes() for name in shown}
+
+
 CHECKPOINT = {
     "checkpoints/step-00000040/lora.safetensors",
     "checkpoints/step-00000040/state/loop.json",
@@ -186,7 +193,7 @@ def test_a_file_appears_only_when_it_is_whole_and_others_go_on_at_once(store, tm
                 most = max(most, busy)
             time.sleep(0.05)
             found = super().get(key, path, progress)
-            seen.append((key.removeprefix("r/"), tree(tmp_path / "out")))
+            seen.append((key.removeprefix("r/"), visible(tmp_path / "out")))
             with lock:
                 busy -= 1
             return found
