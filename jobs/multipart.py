@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from jobs.s3 import S3Store
 
 UNPROVEN = "unproven"
+Listed = dict[int, tuple[str, str]]
+"""Part number -> (ETag, SHA-256 in base64 or an empty text), as the server lists its parts."""
 
 
 def put(store: S3Store, key: str, path: Path, progress: Progress) -> Stored:
@@ -36,7 +38,15 @@ def put(store: S3Store, key: str, path: Path, progress: Progress) -> Stored:
     try:
         facts = os.fstat(handle)
         table, there = _begin(store, key, facts)
-        whole = _send(store, handle, table, there, progress)
+        try:
+            whole = _send(store, handle, table, there, progress)
+        except Refused:
+            # Not every server lets a part be sent again: once more, from the beginning.
+            store.tables.forget(store.place(key))
+            with suppress(OSError):
+                _abort(store, key, table.upload)
+            table, there = _begin(store, key, facts)
+            whole = _send(store, handle, table, there, progress)
         after = os.fstat(handle)
         if (after.st_size, after.st_mtime_ns) != (facts.st_size, facts.st_mtime_ns):
             store.tables.forget(store.place(key))
@@ -50,7 +60,7 @@ def put(store: S3Store, key: str, path: Path, progress: Progress) -> Stored:
         os.close(handle)
 
 
-def _begin(store: S3Store, key: str, facts: os.stat_result) -> tuple[Table, dict[int, str]]:
+def _begin(store: S3Store, key: str, facts: os.stat_result) -> tuple[Table, Listed]:
     """Return the upload to go on with, or a new one, and the parts that the server has of it."""
     size = part_size(facts.st_size, store.part_bytes)
     table = store.tables.load(store.place(key))
@@ -63,27 +73,33 @@ def _begin(store: S3Store, key: str, facts: os.stat_result) -> tuple[Table, dict
             with suppress(OSError):
                 _abort(store, key, table.upload)
     kind = {"ChecksumAlgorithm": "SHA256"} if store.checksum == "sha256" else {}
-    answer = store.call("create_multipart_upload", key, **kind)
-    table = Table(key, facts.st_size, facts.st_mtime_ns, size, answer["UploadId"])
+    upload = store.call("create_multipart_upload", key, **kind).get("UploadId")
+    if not upload:
+        raise Away(f"{store.place(key)}: the answer names no upload; is this an S3 server?")
+    table = Table(key, facts.st_size, facts.st_mtime_ns, size, upload)
     store.tables.save(store.place(key), table)
     return table, {}
 
 
-def _listed(store: S3Store, key: str, upload: str) -> dict[int, str]:
-    """Return part number -> ETag of what the server has; the list comes in pages."""
-    found: dict[int, str] = {}
+def _listed(store: S3Store, key: str, upload: str) -> Listed:
+    """Return the parts that the server has; the list comes in pages."""
+    found: Listed = {}
     more: dict[str, int] = {}
     while True:
         page = store.call("list_parts", key, UploadId=upload, **more)
         for row in page.get("Parts", ()):
-            found[row["PartNumber"]] = row["ETag"].strip('"')
+            found[row["PartNumber"]] = (row["ETag"].strip('"'), row.get("ChecksumSHA256", ""))
         if not page.get("IsTruncated"):
             return found
         more = {"PartNumberMarker": page["NextPartNumberMarker"]}
 
 
 def _send(
-    store: S3Store, handle: int, table: Table, there: dict[int, str], progress: Progress
+    store: S3Store,
+    handle: int,
+    table: Table,
+    there: Listed,
+    progress: Progress,
 ) -> str:
     """Send the parts that are missing, side by side, and return the file's SHA-256, hex."""
     whole, lock, failed = hashlib.sha256(), threading.Lock(), threading.Event()
@@ -111,8 +127,7 @@ def _send(
             break
         try:
             part = read_part(handle, start, length)
-            known = table.parts.get(str(number))
-            have = bool(known and there.get(number) == known[0] and _sha256(part) == known[1])
+            have = number in there and _same(part, there[number], table, number)
         except BaseException:
             store.slots.release()
             raise
@@ -129,6 +144,24 @@ def _send(
     for future in waiting:
         future.result()
     return whole.hexdigest()
+
+
+def _same(part: bytes | Slice, listed: tuple[str, str], table: Table, number: int) -> bool:
+    """Say whether the server has this part; if so, the table knows it then, too.
+
+    The answer to a part may have been lost with the process that sent it, so that what the server
+    lists counts: its ETag, if that is an MD5, or its checksum.
+    """
+    tag, told = listed
+    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    digest_of(part, sha256, md5)
+    known = table.parts.get(str(number))
+    if known and known[0] == tag and known[1] == sha256.hexdigest():
+        return True
+    if told == in_base64(sha256.digest()) or (not told and tag == md5.hexdigest()):
+        table.parts[str(number)] = [tag, sha256.hexdigest(), ""]
+        return True
+    return False
 
 
 def _send_part(store: S3Store, table: Table, number: int, part: bytes | Slice) -> list[str]:
@@ -211,14 +244,19 @@ def unfinished(store: S3Store, prefix: str) -> Iterator[tuple[str, Entry]]:
     start = f"{store.prefix}/{prefix}".lstrip("/")
     more: dict[str, str] = {}
     while True:
-        page = store.trying(
-            prefix,
-            lambda: store.client.list_multipart_uploads(
-                Bucket=store.bucket,
-                Prefix=start,
-                **more,  # noqa: B023
-            ),
-        )
+        try:
+            page = store.trying(
+                prefix,
+                lambda: store.client.list_multipart_uploads(
+                    Bucket=store.bucket,
+                    Prefix=start,
+                    **more,  # noqa: B023
+                ),
+            )
+        except NoUpload:  # how rclone says that there is none
+            return
+        if "Bucket" not in page:
+            raise Away(f"{store.place(prefix)}: the answer is no list; is this an S3 server?")
         for row in page.get("Uploads", ()):
             key = row["Key"][len(store.prefix) + 1 if store.prefix else 0 :]
             if key.startswith(prefix):
@@ -244,9 +282,3 @@ def abort(store: S3Store, prefix: str, before: float) -> int:
 def _abort(store: S3Store, key: str, upload: str) -> None:
     with suppress(NoUpload, FileNotFoundError):
         store.call("abort_multipart_upload", key, UploadId=upload)
-
-
-def _sha256(part: bytes | Slice) -> str:
-    digest = hashlib.sha256()
-    digest_of(part, digest)
-    return digest.hexdigest()

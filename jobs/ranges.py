@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.parts import CHUNK
+from jobs.parts import CHUNK, tag_of
 from jobs.s3faults import Away, Outdated
 from jobs.stores import PART, Progress, Refused
 
@@ -133,7 +133,9 @@ def _range(store: S3Store, key: str, handle: int, partial: Partial, number: int)
                 partial.size, partial.tag, stop = 0, "", 0
                 return
             raise
-        tag, size = answer["ETag"].strip('"'), _size(answer)
+        tag, size = tag_of(answer), _size(answer)
+        if not tag:
+            raise Away(f"{store.place(key)}: the answer was cut")
         if partial.size < 0:
             partial.tag, partial.size = tag, size
             stop = min(stop, size)

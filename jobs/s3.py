@@ -6,6 +6,7 @@ Large objects go by multipart.py and ranges.py. Must not know what a run or a co
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,10 +15,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+from jobs import multipart, ranges
 from jobs.access import Access, preset
 from jobs.errors import BadSpec
 from jobs.parts import Digests, Tables, in_base64, tag_of
-from jobs.s3faults import Away, Outdated, retrying
+from jobs.s3faults import Away, Outdated, check_whole, retrying, stay
 from jobs.stores import Conflict, Entry, Progress, Refused, Stored, check_key, unwatched
 
 T = TypeVar("T")
@@ -87,9 +89,14 @@ class S3Store:
         )
         session = boto3.session.Session()
         region = self.access.region or session.region_name or "us-east-1"
-        return session.client(
+        client = session.client(
             "s3", endpoint_url=self.access.endpoint or None, region_name=region, config=config
         )
+        # It logs a traceback for an answer that was cut; check_whole tells of that.
+        logging.getLogger("urllib3.connection").setLevel(logging.ERROR)
+        client.meta.events.register("before-parse.s3", check_whole)
+        client.meta.events.register_first("needs-retry.s3", stay)
+        return client
 
     @cached_property
     def pool(self) -> ThreadPoolExecutor:
@@ -126,8 +133,6 @@ class S3Store:
 
     def put(self, key: str, path: Path, progress: Progress = unwatched) -> Stored:
         """Store a file; a large one in parts."""
-        from jobs import multipart
-
         if path.stat().st_size > self.part_bytes:
             return multipart.put(self, key, path, progress)
         with path.open("rb") as file:
@@ -176,9 +181,11 @@ class S3Store:
             if told != in_base64(digests.sha256):
                 raise Away("the server holds other bytes than were sent")
             return True
+        if tag_of(answer) != digests.md5.hex():
+            return False
         if self.checksum == "sha256":
             self.checksum = "md5"  # it ignores the header: from now on the ETag is the proof
-        return tag_of(answer) == digests.md5.hex()
+        return True
 
     def read_back(self, key: str, sha256: str) -> None:
         """Compare what the store gives back, where no checksum proves it.
@@ -199,9 +206,16 @@ class S3Store:
         Raises:
             Conflict: it is not `old`.
         """
+
+        def fetch() -> tuple[bytes, str]:
+            answer = self.client.get_object(Bucket=self.bucket, Key=self.name(key))
+            if "ETag" not in answer:
+                raise Away(f"{self.place(key)}: the answer was cut")
+            return answer["Body"].read(), str(answer["ETag"])
+
+        now: bytes | None
         try:
-            answer = self.call("get_object", key)
-            now, tag = answer["Body"].read(), answer["ETag"]
+            now, tag = self.trying(key, fetch)
         except FileNotFoundError:
             now, tag = None, ""
         if now == new:
@@ -212,25 +226,23 @@ class S3Store:
             self._put(key, new, **({"IfMatch": tag} if tag else {"IfNoneMatch": "*"}))
         except Outdated as error:
             # Ours, if a retry met what the try before it had written.
-            if self._now(key) != new:
+            if not self._holds(key, new):
                 raise Conflict(key) from error
         except Refused as error:
             if "NotImplemented" not in str(error):
                 raise
             self._put(key, new)
-        if self._now(key) != new:
+        if not self._holds(key, new):
             raise Conflict(key)
 
-    def _now(self, key: str) -> bytes | None:
+    def _holds(self, key: str, data: bytes) -> bool:
         try:
-            return self.read(key)
+            return self.read(key) == data
         except FileNotFoundError:
-            return None
+            return False
 
     def get(self, key: str, path: Path, progress: Progress = unwatched) -> str:
         """Copy an object to a file, by ranges side by side; return its SHA-256."""
-        from jobs import ranges
-
         return ranges.get(self, key, path, progress)
 
     def read(self, key: str) -> bytes:
@@ -264,6 +276,8 @@ class S3Store:
                 prefix,
                 lambda: self.client.list_objects_v2(Bucket=self.bucket, Prefix=start, **more),  # noqa: B023
             )
+            if "IsTruncated" not in page:
+                raise Away(f"{self.place(prefix)}: the answer is no list; is this an S3 server?")
             for row in page.get("Contents", ()):
                 key = row["Key"][len(self.prefix) + 1 if self.prefix else 0 :]
                 when = row["LastModified"].timestamp()
@@ -281,12 +295,8 @@ class S3Store:
 
     def unfinished(self, prefix: str) -> Sequence[Entry]:
         """Return the multipart uploads that were begun and not ended."""
-        from jobs import multipart
-
         return [entry for _, entry in multipart.unfinished(self, prefix)]
 
     def abort(self, prefix: str, before: float) -> int:
         """Abort multipart uploads begun before that time, but none that can still go on here."""
-        from jobs import multipart
-
         return multipart.abort(self, prefix, before)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import email.utils
 import logging
+import os
 import random
 import socket
 import time
@@ -104,10 +105,15 @@ def translate(error: Exception, place: str) -> Exception:
     if isinstance(error, boto.ProfileNotFound | boto.CredentialRetrievalError):
         return Refused(f"{place}: credentials: {error}")
     if isinstance(error, boto.SSLError | urllib3.exceptions.SSLError):
+        if "No such file" in str(error):
+            bundle = os.environ.get("AWS_CA_BUNDLE", "")
+            return Refused(f"{place}: AWS_CA_BUNDLE={bundle}: no such file")
         if "CERTIFICATE" in str(error).upper():
             hint = "AWS_CA_BUNDLE names the file of the authority that signed it"
             return Refused(f"{place}: its certificate is not trusted; {hint}")
         return Away(f"{place}: TLS: {_short(error)}")
+    if isinstance(error, boto.EndpointProviderError):
+        return Refused(f"{place}: {_short(error)}; correct store_endpoint")
     if isinstance(
         error, boto.ParamValidationError | boto.InvalidRegionError | boto.UnknownServiceError
     ):
@@ -119,6 +125,8 @@ def translate(error: Exception, place: str) -> Exception:
         return error  # of a file of ours
     if isinstance(error, boto.BotoCoreError | urllib3.exceptions.HTTPError | OSError):
         return Away(f"{place}: {_short(error)}")
+    if isinstance(error, ValueError) and "timestamp" in str(error):
+        return Away(f"{place}: the answer was cut: {_short(error)}")
     if isinstance(error, ValueError) and "endpoint" in str(error).lower():
         return Refused(f"{place}: {_short(error)}")
     return error
@@ -128,7 +136,8 @@ def _answered(response: Mapping[str, Any], place: str) -> Exception:
     """Return what an answer of status 300 or more means."""
     facts = response.get("ResponseMetadata", {})
     status = int(facts.get("HTTPStatusCode", 0))
-    code = str(response.get("Error", {}).get("Code", status))
+    given = str(response.get("Error", {}).get("Code", ""))
+    code = given or str(status)
     message = str(response.get("Error", {}).get("Message", ""))
     headers = facts.get("HTTPHeaders", {})
     told = f"{place}: {code} {message}".rstrip(" .")
@@ -136,7 +145,7 @@ def _answered(response: Mapping[str, Any], place: str) -> Exception:
         return NoUpload(told)
     if code == "NoSuchBucket":
         return Refused(f"{place}: no such bucket; create it, or correct store or store_endpoint")
-    if code in _MISSING:
+    if given in _MISSING:
         return FileNotFoundError(told)
     if code in ("PreconditionFailed", "412") or status in (409, 412):
         return Outdated(told)
@@ -156,6 +165,30 @@ def _answered(response: Mapping[str, Any], place: str) -> Exception:
     if status in (400, 501) and "hecksum" in message + code:
         return Refused(f"{told}; store_checksum md5 does without")
     return Refused(told)
+
+
+def check_whole(response_dict: Mapping[str, Any], **_: object) -> None:
+    """Refuse an answer that was cut within its headers: nobody can say where its body ends.
+
+    Raises:
+        Away: neither a length nor chunks.
+    """
+    status, headers = response_dict["status_code"], response_dict["headers"]
+    framed = headers.get("content-length", "").isdigit() or "transfer-encoding" in headers
+    if not framed and status not in (204, 304):
+        raise Away("the answer was cut")
+
+
+def stay(response: Any, operation: Any, **_: object) -> None:
+    """Keep botocore from following a redirect by asking the same endpoint, for ever.
+
+    Raises:
+        ClientError: the redirect.
+    """
+    from botocore.exceptions import ClientError
+
+    if response is not None and 300 <= response[0].status_code < 400:
+        raise ClientError(response[1], operation.name)
 
 
 def _seconds(text: str) -> float:

@@ -134,9 +134,13 @@ class Uploader:
         ]
 
         def send() -> None:
-            for row, stored in zip(rows, put_all(self.store, items), strict=True):
+            proofs = put_all(self.store, items)
+            for row, stored in zip(rows, proofs, strict=True):
                 if stored.sha256 != row["sha256"]:
                     raise OSError(f"{row['file']}: is not the picture that was painted")
+            prefix = layout.key(self.run, layout.IMAGES, "")
+            keys = [key for key, _ in items]
+            commits.compare(self.store, prefix, dict(zip(keys, proofs, strict=True)))
 
         self.retrying(f"pictures from {rows[0]['file']}", send)
         known = set(self.rows)
@@ -154,7 +158,9 @@ class Uploader:
         rows = sorted(
             self.rows, key=lambda text: (json.loads(text)["line"], json.loads(text)["image"])
         )
-        self.store.write(layout.key(self.run, layout.PICTURES), ("\n".join(rows) + "\n").encode())
+        key = layout.key(self.run, layout.PICTURES)
+        proof = self.store.write(key, ("\n".join(rows) + "\n").encode())
+        commits.compare(self.store, key, {key: proof})
 
     def _records(self, *, force: bool = False) -> None:
         """Send the records and logs that have grown; at most every few seconds, or now."""
@@ -194,7 +200,11 @@ class Uploader:
         if result.exists():
             self.retrying(layout.RESULT, self._check_claim)
             key = layout.key(self.run, layout.RESULT)
-            self.retrying(layout.RESULT, lambda: self.store.put(key, result))
+
+            def send() -> None:
+                commits.compare(self.store, key, {key: self.store.put(key, result)})
+
+            self.retrying(layout.RESULT, send)
 
 
 def abort_uploads(store: Store, run: str, outbox: Outbox) -> None:
