@@ -24,8 +24,7 @@ from jobs.stores import Conflict, Entry, Progress, Refused, Stored, check_key, u
 
 T = TypeVar("T")
 
-PART_BYTES = 16 * 1024 * 1024
-"""Size of a part: large enough that a request's own cost vanishes, small enough to lose."""
+PART_BYTES = 16 * 1024 * 1024  # a request costs nothing beside it, and losing it little
 PARTS_AT_ONCE = 4
 BUFFERS = 5
 """Parts held in memory at once, over all files: 80 MiB."""
@@ -59,7 +58,6 @@ class S3Store:
         self.bucket = bucket
         self.prefix = prefix
         self.access = preset(access)
-        self.scratch = scratch
         self.part_bytes = part_bytes
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")
         self.checksum = self.access.checksum
@@ -100,7 +98,7 @@ class S3Store:
 
     @cached_property
     def pool(self) -> ThreadPoolExecutor:
-        """The threads that move parts, shared by all files of this store."""
+        """The threads that move parts of all files."""
         return ThreadPoolExecutor(PARTS_AT_ONCE, thread_name_prefix="part")
 
     def name(self, key: str) -> str:
@@ -109,9 +107,8 @@ class S3Store:
 
     def place(self, key: str) -> str:
         """Return endpoint, bucket and key as messages name them."""
-        names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
-        given = (os.environ.get(name) for name in names)
-        host = self.access.endpoint or next(filter(None, given), "AWS")
+        host = self.access.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3")
+        host = host or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
         return f"{self.url}/{key} at {host}" if key else f"{self.url} at {host}"
 
     def call(self, operation: str, key: str, **arguments: object) -> Any:
@@ -128,7 +125,7 @@ class S3Store:
         )
 
     def trying(self, key: str, action: Callable[[], T]) -> T:
-        """Return what `action` returns, with retries, its errors named after the object."""
+        """Return what `action` returns, with retries; errors name the object."""
         return retrying(self.place(key), action)
 
     def put(self, key: str, path: Path, progress: Progress = unwatched) -> Stored:
@@ -271,11 +268,12 @@ class S3Store:
         """Yield the objects below the prefix, a page of 1,000 a request."""
         start = f"{self.prefix}/{prefix}".lstrip("/")
         more: dict[str, str] = {}
+
+        def ask() -> Any:
+            return self.client.list_objects_v2(Bucket=self.bucket, Prefix=start, **more)
+
         while True:
-            page = self.trying(
-                prefix,
-                lambda: self.client.list_objects_v2(Bucket=self.bucket, Prefix=start, **more),  # noqa: B023
-            )
+            page = self.trying(prefix, ask)
             if "IsTruncated" not in page:
                 raise Away(f"{self.place(prefix)}: the answer is no list; is this an S3 server?")
             for row in page.get("Contents", ()):
@@ -294,7 +292,7 @@ class S3Store:
             return
 
     def unfinished(self, prefix: str) -> Sequence[Entry]:
-        """Return the multipart uploads that were begun and not ended."""
+        """Return the multipart uploads that have not ended."""
         return [entry for _, entry in multipart.unfinished(self, prefix)]
 
     def abort(self, prefix: str, before: float) -> int:

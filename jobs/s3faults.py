@@ -39,7 +39,7 @@ _BUSY_400 = {
 """Codes of status 400 that tell of a body damaged or cut on its way."""
 _SKEW = {"RequestTimeTooSkewed", "RequestExpired"}
 _KEYS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken",
-         "AuthFailure", "InvalidClientTokenId"}  # fmt: skip
+         "AuthFailure", "InvalidClientTokenId", "XAdminUserNotFound"}  # fmt: skip
 _REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "TemporaryRedirect", "Redirect",
            "IllegalLocationConstraintException"}  # fmt: skip
 
@@ -81,11 +81,12 @@ def retrying(place: str, action: Callable[[], T], attempts: int = ATTEMPTS) -> T
             raise
         except Exception as error:
             known = translate(error, place)
+            cause = None if known is error else error
             if not isinstance(known, Away):
-                raise known from error
+                raise known from cause
             late = time.monotonic() - started > PATIENCE_SECONDS
             if attempt == attempts or late or known.after > LONGEST_RETRY_AFTER:
-                raise known from error
+                raise known from cause
             wait = max(random.uniform(0, bound), known.after)
             log.info("retry=%d wait_s=%.1f error=%r", attempt, wait, str(known))
         time.sleep(wait)

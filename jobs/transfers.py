@@ -54,7 +54,11 @@ def _all(items: Sequence[tuple[str, Path]], move: Callable[[str, Path], R]) -> l
         return [move(*items[0])]
     with ThreadPoolExecutor(FILES_AT_ONCE, thread_name_prefix="file") as pool:
         futures = [pool.submit(one, item) for item in items]
-        errors = [error for future in futures if (error := future.exception())]
+        try:
+            errors = [error for future in futures if (error := future.exception())]
+        except BaseException:  # Ctrl-C: what has not begun does not begin
+            failed.set()
+            raise
         if errors:
             raise errors[0]
         return [result for future in futures if (result := future.result()) is not None]
