@@ -27,13 +27,13 @@ PARTS = 8
 RATE = 8_000
 """KB/s of one connection, so that there is time to kill in."""
 
-PROGRAM = f"""
+PROGRAM = """
 import sys
 from pathlib import Path
 from jobs.access import Access
 from jobs.s3 import S3Store
-endpoint, bucket, scratch, path = sys.argv[1:]
-store = S3Store(bucket, "", Access(endpoint=endpoint), Path(scratch), part_bytes={PART})
+endpoint, bucket, scratch, path, part = sys.argv[1:]
+store = S3Store(bucket, "", Access(endpoint=endpoint), Path(scratch), part_bytes=int(part))
 print(store.put("big", Path(path)).sha256)
 """
 UPLOADER = "import jobs.sync; raise SystemExit(jobs.sync.main())"
@@ -49,6 +49,7 @@ class Rig:
     link: Link
     forks: Zygote
     folder: Path
+    part: int = PART
 
     @property
     def file(self) -> Path:
@@ -60,7 +61,7 @@ class Rig:
 
     def start(self) -> Child:
         """Begin to send the file."""
-        words = (self.link.endpoint, self.bucket, str(self.scratch), str(self.file))
+        words = (self.link.endpoint, self.bucket, str(self.scratch), str(self.file), str(self.part))
         return self.forks.fork(PROGRAM, self.folder / "output", *words)
 
     def kill(self, child: Child, sent: float, *, road: bool = False) -> None:
@@ -230,3 +231,24 @@ def test_part_sizes_grow_before_there_are_too_many() -> None:
         grown = part_size(size, PART)
         assert grown % PART == 0
         assert -(-size // grown) <= MOST_PARTS
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_of_a_gibibyte_only_the_rest_is_sent_again(rig: Rig, share: float) -> None:
+    rig.part = PART_BYTES
+    block = os.urandom(PART_BYTES - 4)
+    with rig.file.open("wb") as file:
+        for number in range((1 << 30) // PART_BYTES):
+            file.write(number.to_bytes(4, "big") + block)
+    rig.link.clear()
+    rig.link.add("bandwidth", "upstream", rate=5 * RATE)
+    rig.kill(rig.start(), share * (1 << 30), road=True)
+    there, first = rig.parts(), rig.proxy.sent("PUT", "big")
+    rig.proxy.forget()
+    rig.send_again()
+    again = rig.proxy.sent("PUT", "big")
+    rest = (1 << 30) - len(there) * PART_BYTES
+    whole = f"{len(there)} of 64 parts whole, {again >> 20} MiB sent again"
+    print(f"{rig.server.name} killed at {share:.0%}: {first >> 20} MiB passed on, {whole}")
+    assert again <= rest + PART_BYTES
