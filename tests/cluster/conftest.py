@@ -13,6 +13,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -20,12 +21,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import yaml
 
 Missing = Callable[[str, str], NoReturn]
+K8S = Path(__file__).parents[2] / "k8s"
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,24 @@ class Cluster:
     """An API server and how to speak to it as its administrator."""
 
     kubeconfig: Path
+    lent: bool = False
+    """Whether it outlives the tests, which then clean up; one of our own just ends."""
 
     def api(self):
         from kubernetes import config
 
         return config.new_client_from_config(str(self.kubeconfig))
+
+    def make_default_account(self, namespace: str) -> None:
+        """Do what the controller manager would; there may be none."""
+        from kubernetes import client
+
+        core = client.CoreV1Api(self.api())
+        try:
+            core.create_namespaced_service_account(namespace, {"metadata": {"name": "default"}})
+        except client.ApiException as error:
+            if error.status != 409:
+                raise
 
     def kubeconfig_of(self, path: Path, token: str) -> Path:
         """Write a kubeconfig of the same cluster for another user."""
@@ -56,7 +71,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, missing: Missing) -> Itera
     if os.environ.get("USE_EXISTING_CLUSTER") == "true":
         if not os.environ.get("KUBECONFIG"):
             missing("cluster", "USE_EXISTING_CLUSTER is set and KUBECONFIG is not")
-        yield Cluster(Path(os.environ["KUBECONFIG"]))
+        yield Cluster(Path(os.environ["KUBECONFIG"]), lent=True)
         return
     assets = os.environ.get("KUBEBUILDER_ASSETS")
     if not assets:
@@ -106,6 +121,7 @@ def control_plane(assets: Path, folder: Path) -> Iterator[Path]:
             service_account_key_file=key,
             service_account_signing_key_file=key,
             service_cluster_ip_range="10.0.0.0/24",
+            allow_privileged="true",  # as clusters have it: else policies would not be asked
         )
         server = stack.enter_context(process(log, assets / "kube-apiserver", server_flags))
         url = f"https://127.0.0.1:{port}"
@@ -191,12 +207,7 @@ def new_namespace(cluster: Cluster) -> Iterator[Callable[..., str]]:
         name = f"test-{secrets.token_hex(4)}"
         core.create_namespace({"metadata": {"name": name, "labels": labels}})
         made.append(name)
-        # The controller manager would make it; there may be none.
-        try:
-            core.create_namespaced_service_account(name, {"metadata": {"name": "default"}})
-        except client.ApiException as error:
-            if error.status != 409:
-                raise
+        cluster.make_default_account(name)
         return name
 
     yield make
@@ -209,3 +220,84 @@ def namespace(cluster: Cluster, new_namespace: Callable[..., str], monkeypatch) 
     """Return a fresh namespace; the process's KUBECONFIG is the cluster's."""
     monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
     return new_namespace()
+
+
+@dataclass(frozen=True)
+class Kubectl:
+    """kubectl, speaking to the cluster as its administrator."""
+
+    program: Path
+    kubeconfig: Path
+    cache: Path
+
+    def run(self, *words: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [self.program, f"--kubeconfig={self.kubeconfig}", f"--cache-dir={self.cache}",
+             *map(str, words)],
+            input=stdin, capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+
+    def __call__(self, *words: object, stdin: str = "") -> str:
+        """Return its output; a test fails where it does."""
+        done = self.run(*words, stdin=stdin)
+        if done.returncode:
+            pytest.fail(f"kubectl {' '.join(map(str, words))}: {done.stderr}", pytrace=False)
+        return done.stdout
+
+    def rendered(self, folder: Path, kind: str = "") -> list[dict[str, Any]]:
+        """Return the objects of a kustomization, those of one kind if it is named."""
+        found = yaml.safe_load_all(self("kustomize", folder))
+        return [row for row in found if row["kind"] == (kind or row["kind"])]
+
+    def wait_for_policy(self, namespace: str) -> None:
+        """Wait until the server, which takes in a policy some moments later, asks it there."""
+        metadata = {"name": "policy", "namespace": namespace}
+        spec = {"containers": [{"name": "main", "image": "none"}]}
+        pod = yaml.dump({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+        deadline = time.monotonic() + 30
+        told = ""
+        while "ValidatingAdmissionPolicy" not in told:
+            assert time.monotonic() < deadline, f"the policy never came into force: {told}"
+            told = self.run("create", "--dry-run=server", "-f", "-", stdin=pod).stderr
+
+
+@pytest.fixture(scope="session")
+def kubectl(
+    cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, missing: Missing
+) -> Kubectl:
+    beside = Path(sys.executable).with_name("kubectl")
+    found = str(beside) if beside.exists() else shutil.which("kubectl")
+    if not found:
+        missing("cluster", "no kubectl beside the interpreter nor on the PATH (the [dev] extra)")
+    return Kubectl(Path(found), cluster.kubeconfig, tmp_path_factory.mktemp("kubectl"))
+
+
+@pytest.fixture(scope="session")
+def kustomized(cluster: Cluster, kubectl: Kubectl, missing: Missing) -> Iterator[str]:
+    """Return the namespace that `kubectl apply -k k8s/` makes, with its policy in force."""
+    (found,) = kubectl.rendered(K8S, "Namespace")
+    namespace = str(found["metadata"]["name"])
+    if cluster.lent and not kubectl.run("get", "namespace", namespace).returncode:
+        missing("cluster", f"namespace {namespace} is there already, and would be deleted")
+    kubectl("apply", "-k", K8S)
+    cluster.make_default_account(namespace)
+    kubectl.wait_for_policy(namespace)
+    yield namespace
+    if cluster.lent:
+        kubectl("delete", "--wait=false", "-k", K8S)
+
+
+@pytest.fixture(scope="session")
+def crds(cluster: Cluster, kubectl: Kubectl, missing: Missing) -> Iterator[None]:
+    """Install the CustomResourceDefinitions of Kueue and Volcano, from the folder CRDS."""
+    folder = os.environ.get("CRDS", "")
+    for name in ("clusterqueues.yaml", "podgroups.yaml"):
+        if not folder or not list(Path(folder).glob(f"*_{name}")):
+            missing("cluster", f"CRDS={folder} has no CRDs of Kueue and Volcano (*_{name})")
+    there = not kubectl.run("get", "-f", folder).returncode
+    if not there:
+        kubectl("apply", "--server-side", "-f", folder)
+        kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", folder)
+    yield
+    if cluster.lent and not there:
+        kubectl("delete", "--wait=false", "-f", folder)
