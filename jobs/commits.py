@@ -131,6 +131,7 @@ def commit(
     folder: Path,
     check: Callable[[], None] = lambda: None,
     progress: Progress = unwatched,
+    sent: dict[str, Stored] | None = None,
 ) -> Manifest:
     """Upload the files of `folder` as the set `prefix`, verify them and make the set visible.
 
@@ -143,10 +144,13 @@ def commit(
         check: called first and before the set becomes visible; a run's commit checks its claim
             there, since an old attempt must not even hide what a new one has committed.
         progress: takes the bytes that have been moved.
+        sent: what an earlier call for the same files has stored, key -> proof; filled here, and
+            not sent again.
 
     Raises:
         OSError: the store failed; the same call again continues.
     """
+    sent = {} if sent is None else sent
     check()
     if is_committed(store, prefix):
         with suppress(BadData, FileNotFoundError):
@@ -155,18 +159,19 @@ def commit(
                 return there
         # A set that is written again is invisible until it is whole again.
         store.delete(below(prefix, layout.COMMITTED))
-    files = _files(folder)
-    stored = put_all(store, [(below(prefix, name), path) for name, path in files], progress)
+    files = [(name, below(prefix, name), path) for name, path in _files(folder)]
+    missing = [(key, path) for _, key, path in files if key not in sent]
+    put_all(store, missing, progress, sent)
     manifest = Manifest(
-        tuple(
-            FileRow(name, proof.size, proof.sha256)
-            for (name, _), proof in zip(files, stored, strict=True)
-        )
+        tuple(FileRow(name, sent[key].size, sent[key].sha256) for name, key, _ in files)
     )
-    marks = {below(prefix, name): proof for (name, _), proof in zip(files, stored, strict=True)}
     key = below(prefix, layout.MANIFEST)
-    marks[key] = store.write(key, manifest.to_json())
-    compare(store, below(prefix, ""), marks)
+    sent[key] = store.write(key, manifest.to_json())
+    try:
+        compare(store, below(prefix, ""), sent)
+    except OSError:
+        sent.clear()  # what is missing or another object is written again
+        raise
     check()
     digest = hashlib.sha256(manifest.to_json()).hexdigest()
     key = below(prefix, layout.COMMITTED)

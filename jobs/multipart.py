@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.parts import Digests, Slice, Table, digest_of, in_base64, part_size, read_part, tag_of
 from jobs.s3faults import Away, NoUpload, retrying
-from jobs.stores import Entry, Progress, Refused, Stored
+from jobs.stores import Entry, Progress, Refused, Stored, is_key
 
 if TYPE_CHECKING:
     from jobs.s3 import S3Store
@@ -67,7 +67,7 @@ def _begin(store: S3Store, key: str, facts: os.stat_result) -> tuple[Table, List
     if table is not None:
         now = (key, facts.st_size, facts.st_mtime_ns, size)
         if (table.key, table.size, table.changed, table.part_bytes) == now:
-            with suppress(NoUpload, FileNotFoundError):
+            with suppress(NoUpload, FileNotFoundError, Refused):  # not everybody may list parts
                 return table, _listed(store, key, table.upload)
         else:
             with suppress(OSError):
@@ -259,7 +259,7 @@ def unfinished(store: S3Store, prefix: str) -> Iterator[tuple[str, Entry]]:
             raise Away(f"{store.place(prefix)}: the answer is no list; is this an S3 server?")
         for row in page.get("Uploads", ()):
             key = row["Key"][len(store.prefix) + 1 if store.prefix else 0 :]
-            if key.startswith(prefix):
+            if key.startswith(prefix) and is_key(key):
                 yield row["UploadId"], Entry(key, 0, modified=row["Initiated"].timestamp())
         if not page.get("IsTruncated"):
             return

@@ -20,7 +20,7 @@ from jobs.access import Access, preset
 from jobs.errors import BadSpec
 from jobs.parts import Digests, Tables, in_base64, tag_of
 from jobs.s3faults import Away, Outdated, check_whole, retrying, stay
-from jobs.stores import Conflict, Entry, Progress, Refused, Stored, check_key, unwatched
+from jobs.stores import Conflict, Entry, Progress, Refused, Stored, check_key, is_key, unwatched
 
 T = TypeVar("T")
 
@@ -278,8 +278,8 @@ class S3Store:
                 raise Away(f"{self.place(prefix)}: the answer is no list; is this an S3 server?")
             for row in page.get("Contents", ()):
                 key = row["Key"][len(self.prefix) + 1 if self.prefix else 0 :]
-                when = row["LastModified"].timestamp()
-                yield Entry(key, row["Size"], tag_of(row), when)
+                if is_key(key):
+                    yield Entry(key, row["Size"], tag_of(row), row["LastModified"].timestamp())
             if not page.get("IsTruncated"):
                 return
             more = {"ContinuationToken": page["NextContinuationToken"]}

@@ -128,6 +128,14 @@ def check_key(key: str) -> str:
     return key
 
 
+def is_key(key: str) -> bool:
+    """Say whether the key is legal; a bucket may hold others: consoles write `folder/`."""
+    try:
+        return bool(check_key(key))
+    except ValueError:
+        return False
+
+
 def _visible(root: Path, path: Path) -> bool:
     return not any(part.startswith(PART) for part in path.relative_to(root).parts)
 

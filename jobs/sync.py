@@ -23,7 +23,7 @@ from jobs import commits, layout, retention
 from jobs.environment import Environment
 from jobs.errors import Unavailable, planned
 from jobs.outbox import Outbox, write_whole
-from jobs.stores import PART, Store, open_store
+from jobs.stores import PART, Store, Stored, open_store
 from jobs.transfers import put_all
 
 log = logging.getLogger("jobs.sync")
@@ -94,9 +94,10 @@ class Uploader:
     def _checkpoint(self, folder: Path) -> None:
         started = time.monotonic()
         prefix = layout.key(self.run, layout.CHECKPOINTS, folder.name)
+        sent: dict[str, Stored] = {}
         self.retrying(
             f"commit of {folder.name}",
-            lambda: commits.commit(self.store, prefix, folder, check=self._check_claim),
+            lambda: commits.commit(self.store, prefix, folder, self._check_claim, sent=sent),
         )
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         # At once: half a folder that a kill left would be taken for the whole set.
@@ -173,16 +174,23 @@ class Uploader:
             size, when = path.stat().st_size, self.sent.get(name, (-1, 0.0))
             if size == when[0] or (not force and time.monotonic() - when[1] < pause):
                 continue
-            self._send_record(name, path)
+            self._send_record(name, path, certain=force)
             self.sent[name] = (size, time.monotonic())
 
-    def _send_record(self, name: str, path: Path) -> None:
-        """Send a copy of the record, since whoever writes it goes on."""
+    def _send_record(self, name: str, path: Path, *, certain: bool) -> None:
+        """Send a copy of the record, since whoever writes it goes on; if wanted, look for it."""
         copy = self.outbox.work / "sending" / path.name
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
+        key = layout.key(self.run, name)
+
+        def send() -> None:
+            proof = self.store.put(key, copy)
+            if certain:
+                commits.compare(self.store, key, {key: proof})
+
         self.retrying(name, self._check_claim)
-        self.retrying(name, lambda: self.store.put(layout.key(self.run, name), copy))
+        self.retrying(name, send)
         copy.unlink()
 
     def recall(self) -> None:

@@ -17,14 +17,26 @@ FILES_AT_ONCE = 4
 
 
 def put_all(
-    store: Store, items: Sequence[tuple[str, Path]], progress: Progress = unwatched
+    store: Store,
+    items: Sequence[tuple[str, Path]],
+    progress: Progress = unwatched,
+    sent: dict[str, Stored] | None = None,
 ) -> list[Stored]:
     """Store files under their keys, several at once; return what was stored, in the same order.
+
+    `sent` takes each proof as soon as there is one, also of a call that fails later.
 
     Raises:
         Refused, OSError: of the first file that failed; no further one is begun then.
     """
-    return _all(items, lambda key, path: store.put(key, path, progress))
+
+    def put(key: str, path: Path) -> Stored:
+        proof = store.put(key, path, progress)
+        if sent is not None:
+            sent[key] = proof
+        return proof
+
+    return _all(items, put)
 
 
 def get_all(

@@ -148,3 +148,43 @@ def test_a_damaged_claim_or_marker_is_named(store: Failing, folder: Path, junk: 
     store.write(f"{PREFIX}/{layout.COMMITTED}", junk)
     with pytest.raises(BadData, match="manifest"):
         commits.read_manifest(store, PREFIX)
+
+
+def test_what_an_earlier_call_has_sent_is_not_sent_again(store: Failing, folder: Path) -> None:
+    sent: dict[str, Stored] = {}
+    store.writes_left = 2  # the files, but not the manifest
+    with pytest.raises(OSError, match="away"):
+        commits.commit(store, PREFIX, folder, sent=sent)
+    assert set(sent) == {f"{PREFIX}/state", f"{PREFIX}/sub/more"}
+    store.writes_left = 2  # the manifest and the marker
+    commits.commit(store, PREFIX, folder, sent=sent)
+    assert commits.committed_steps(store, "run") == [20]
+
+
+def test_another_object_than_was_written_is_sent_again(store: Failing, folder: Path) -> None:
+    sent = {f"{PREFIX}/state": Stored(999, "0" * 64), f"{PREFIX}/sub/more": Stored(0, "0" * 64)}
+    store.write(f"{PREFIX}/state", b"abcdef")
+    store.write(f"{PREFIX}/sub/more", b"")
+    with pytest.raises(OSError, match="state: is another object"):
+        commits.commit(store, PREFIX, folder, sent=sent)
+    assert sent == {}
+    commits.commit(store, PREFIX, folder, sent=sent)
+    commits.verify_set(store, PREFIX)
+
+
+def test_two_attempts_of_one_epoch_differ(store: Failing, tmp_path: Path) -> None:
+    first = commits.take_claim(store, "run", cluster="", namespace="", uid="u")
+    other = FileStore(tmp_path / "other")
+    second = commits.take_claim(other, "run", cluster="", namespace="", uid="u")
+    assert first.epoch == second.epoch
+    assert first.to_json() != second.to_json()
+
+
+def test_a_claim_that_is_read_wrong_once_is_read_again(
+    store: Failing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = commits.take_claim(store, "run", cluster="", namespace="", uid="u")
+    answers = [claim.to_json().replace(b"u", b"x"), claim.to_json()]
+    monkeypatch.setattr(Failing, "read", lambda _self, _key: answers.pop(0))
+    commits.check_claim(store, "run", claim)
+    assert answers == []
