@@ -29,6 +29,8 @@ CACHE = "cache"
 MANIFEST = "MANIFEST.json"
 COMMITTED = "COMMITTED"
 PINNED = "PINNED"
+PUSHING = ".pushing"
+"""Ends the key beside a set that is being pushed; it is gone when the set is committed."""
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """The name diffusers looks for in a LoRA folder."""

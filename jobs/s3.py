@@ -6,7 +6,6 @@ Large objects go by multipart.py and ranges.py. Must not know what a run or a co
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +18,8 @@ from jobs import multipart, ranges
 from jobs.access import Access, preset
 from jobs.errors import BadSpec
 from jobs.parts import Digests, Tables, in_base64, tag_of
-from jobs.s3faults import Away, Outdated, check_whole, retrying, stay
+from jobs.s3client import connect
+from jobs.s3faults import Away, Outdated, retrying
 from jobs.stores import Conflict, Entry, Progress, Refused, Stored, check_key, is_key, unwatched
 
 T = TypeVar("T")
@@ -28,7 +28,6 @@ PART_BYTES = 16 * 1024 * 1024  # a request costs nothing beside it, and losing i
 PARTS_AT_ONCE = 4
 BUFFERS = 5
 """Parts held in memory at once, over all files: 80 MiB."""
-CONNECT_SECONDS, READ_SECONDS = 10, 60
 
 
 class S3Store:
@@ -68,33 +67,7 @@ class S3Store:
     @cached_property
     def client(self) -> Any:
         """The boto3 client; made at the first request, since the import takes a while."""
-        import boto3
-        from botocore.config import Config
-
-        style: Any = self.access.addressing
-        config = Config(
-            signature_version="s3v4",
-            connect_timeout=CONNECT_SECONDS,
-            read_timeout=READ_SECONDS,
-            max_pool_connections=4 * PARTS_AT_ONCE,
-            tcp_keepalive=True,
-            retries={"total_max_attempts": 1, "mode": "standard"},  # retrying() does it
-            # We send and compare checksums ourselves; newer defaults are refused by OBS and others.
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-            # The signature covers the checksum header, so the body need not be hashed again.
-            s3={"addressing_style": style, "payload_signing_enabled": self.checksum == "none"},
-        )
-        session = boto3.session.Session()
-        region = self.access.region or session.region_name or "us-east-1"
-        client = session.client(
-            "s3", endpoint_url=self.access.endpoint or None, region_name=region, config=config
-        )
-        # It logs a traceback for an answer that was cut; check_whole tells of that.
-        logging.getLogger("urllib3.connection").setLevel(logging.ERROR)
-        client.meta.events.register("before-parse.s3", check_whole)
-        client.meta.events.register_first("needs-retry.s3", stay)
-        return client
+        return connect(self.access, connections=4 * PARTS_AT_ONCE)
 
     @cached_property
     def pool(self) -> ThreadPoolExecutor:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from jobs import commits, specs
+from jobs import commits, layout, specs
 from jobs.commits import FileRow
 from jobs.environment import Environment
 from jobs.errors import BadData, BadSpec, Unavailable
@@ -85,15 +85,31 @@ def _look(url: str, env: Environment) -> tuple[Store, list[FileRow], bool]:
         pass
     rows = [FileRow(entry.key, entry.size, entry.tag) for entry in store.list("")]
     rows = [row for row in rows if not row.path.endswith("/")]  # folders, as consoles make them
-    if rows:
-        return store, rows, False
     parent, _, name = url.rstrip("/").rpartition("/")
-    if parent.count("/") >= 2:
-        store = open_store(parent, env.access)
+    beside = open_store(parent, env.access) if parent.count("/") >= 2 else None
+    if beside is not None and any(beside.list(name + layout.PUSHING)):
+        raise BadSpec(f"{url}: its upload has not ended; the same launcher push goes on with it")
+    if rows:
+        _check_plain(url, rows)
+        return store, rows, False
+    if beside is not None:
+        store = beside
         found = [entry for entry in store.list(name) if entry.key == name]
         if found:
             return store, [FileRow(name, found[0].size, found[0].tag)], True
     raise BadSpec(f"{url}: there is nothing in the store; launcher push puts a folder there")
+
+
+def _check_plain(url: str, rows: list[FileRow]) -> None:
+    """Refuse what is more than one set; take files that nobody committed as they are.
+
+    Raises:
+        BadSpec: it is a run, or several sets.
+    """
+    for row in rows:
+        if row.path.rpartition("/")[2] in (layout.COMMITTED, layout.CLAIM):
+            raise BadSpec(f"{url}: holds {row.path}: is a run or several sets; name one set")
+    log.warning("staging=%s has no %s: %d files as they are", url, layout.COMMITTED, len(rows))
 
 
 def _copy(store: Store, rows: list[FileRow], folder: Path, url: str) -> None:

@@ -257,7 +257,7 @@ def open_store(url: str, access: Access | None = None, scratch: Path | None = No
         path = Path(text).expanduser()
     except (ValueError, RuntimeError) as error:  # brackets without an IP in them; no such ~user
         raise BadSpec(f"store {url!r}: is no address: {error}") from error
-    if parts.scheme == "s3":
+    if parts.scheme == "s3" and url.startswith("s3://"):
         from jobs.s3 import S3Store
 
         bucket, _, prefix = url.removeprefix("s3://").partition("/")

@@ -142,7 +142,8 @@ def list_(
     from launcher import found, runs
 
     here = o.settings(ctx.params)
-    if store is not None and (store == o.CONFIGURED or here.target.backend != "local"):
+    elsewhere = here.target.backend != "local" or (store or "").startswith("s3://")
+    if store is not None and (store == o.CONFIGURED or elsewhere):
         found.show(here, as_json=json)
     else:
         runs.show_all(here, as_json=json)

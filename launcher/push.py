@@ -131,7 +131,11 @@ def send(where: Place, folder: Path, files: dict[str, Path], progress: Progress)
     there = {entry.key: entry for entry in where.store.list(f"{where.prefix}/")}
     names = {f"{where.prefix}/{name}": name for name in files}
     relay = cast("Store", _Remembering(where.store, sent, there, names))
+    # Whoever stages the set meanwhile must not take half of it for the whole.
+    mark = where.prefix + layout.PUSHING
+    where.store.write(mark, b"")
     manifest = commit(relay, where.prefix, folder, progress=progress)
+    where.store.delete(mark)
     sent.forget()
     return manifest
 

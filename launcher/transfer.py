@@ -165,8 +165,13 @@ def fetch(
     relay = _Checked(store, run, {folder / _safe(item.path): item for item in missing}, drafts)
     relay.done = done
     wanted = [(layout.key(run, item.path), target) for target, item in relay.items.items()]
+    # Markers come last: half a checkpoint must not look like a whole one.
+    markers = (layout.MANIFEST, layout.COMMITTED)
+    groups = [[pair for pair in wanted if pair[1].name not in markers]]
+    groups += [[pair for pair in wanted if pair[1].name == name] for name in markers]
     try:
-        get_all(cast("Store", relay), wanted, progress)
+        for group in groups:
+            get_all(cast("Store", relay), group, progress)
         shutil.rmtree(drafts, ignore_errors=True)
     finally:
         _remove_empty(drafts)

@@ -146,3 +146,18 @@ def test_a_cache_that_cannot_be_written_is_named(
     monkeypatch.setattr(Path, "mkdir", mkdir)
     with pytest.raises(Unavailable, match="cache: cannot be written by uid"):
         fetch(env)
+
+
+def test_half_a_push_several_sets_and_a_run_are_refused(
+    env: Environment, bucket: FileStore, model: Path
+) -> None:
+    bucket.put("unet/weights", model / "unet" / "weights")
+    beside = FileStore(bucket.root.parent)
+    beside.write("small.pushing", b"")
+    with pytest.raises(BadSpec, match="its upload has not ended"):
+        fetch(env)
+    beside.delete("small.pushing")
+    assert (fetch(env) / "unet" / "weights").is_file()
+    commits.commit(bucket, "sets/one", model)
+    with pytest.raises(BadSpec, match="sets/one/COMMITTED: is a run or several sets"):
+        fetch(env)

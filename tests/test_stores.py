@@ -120,6 +120,8 @@ def test_urls() -> None:
         "s3://",
         "s3:///prefix",
         "s3://bucket/../x",
+        "s3:/bucket/x",
+        "S3://bucket/x",
         "//[x",
         "file://[x",
         "file://",

@@ -14,7 +14,7 @@ from faultproxy import FaultProxy
 from faults import Fault
 from servers import REGION, Server
 
-from jobs import commits, layout, s3, s3faults
+from jobs import commits, layout, s3client, s3faults
 from jobs.access import Access
 from jobs.errors import BadSpec
 from jobs.s3 import S3Store
@@ -263,7 +263,7 @@ def interrupted(opened: Opened, proxy: FaultProxy, key: str, path: Path) -> None
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3faults, "FIRST_WAIT", 0.001)
-    monkeypatch.setattr(s3, "READ_SECONDS", 2)
+    monkeypatch.setattr(s3client, "READ_SECONDS", 2)
 
 
 def test_what_was_fetched_is_not_fetched_again(
