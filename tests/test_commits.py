@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -188,3 +189,19 @@ def test_a_claim_that_is_read_wrong_once_is_read_again(
     monkeypatch.setattr(Failing, "read", lambda _self, _key: answers.pop(0))
     commits.check_claim(store, "run", claim)
     assert answers == []
+
+
+def test_only_the_marker_itself_makes_a_set_committed(store: Failing) -> None:
+    store.write(f"{PREFIX}/{layout.COMMITTED}-of-somebody", b"")
+    assert not commits.is_committed(store, PREFIX)
+
+
+@pytest.mark.parametrize("path", ["../evil", "/evil", "a/../../evil", ""])
+def test_a_manifest_cannot_name_a_file_outside(store: Failing, tmp_path: Path, path: str) -> None:
+    lie = commits.Manifest((commits.FileRow(path, 4, "0" * 64),)).to_json()
+    store.write(f"{PREFIX}/{layout.MANIFEST}", lie)
+    store.write(f"{PREFIX}/{layout.COMMITTED}", hashlib.sha256(lie).hexdigest().encode())
+    store.write("run/checkpoints/evil", b"evil")
+    with pytest.raises(BadData, match="names a file outside"):
+        commits.download(store, PREFIX, tmp_path / "back" / "deep")
+    assert not list(tmp_path.rglob("back/**/*"))
