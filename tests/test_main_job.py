@@ -152,7 +152,7 @@ def readme_commands() -> list[list[str]]:
     blocks = re.findall(r"^```sh\n(.*?)^```$", text, re.M | re.S)
     lines = [line for block in blocks for line in block.splitlines()]
     found = [re.split(r" \| | > ", line)[0] for line in lines if line.startswith("launcher ")]
-    places = {"RUN": "style", "DIR": "copy"}
+    places = {"RUN": "style", "DIR": "copy", "URL": "shelf"}
     return [[places.get(w, w) for w in shlex.split(line, comments=True)[1:]] for line in found]
 
 
@@ -160,7 +160,7 @@ def test_the_other_commands_of_the_readme_work(here: Here) -> None:
     """After the main job: each as it stands there, submissions as dry runs."""
     commands = readme_commands()
     assert {words[0] for words in commands} == {
-        "submit", "list", "status", "logs", "cancel", "fetch", "config",
+        "submit", "list", "status", "logs", "cancel", "fetch", "push", "ckpt", "doctor", "config",
     }  # fmt: skip
     from jobs.tiny import drawings
 
@@ -173,8 +173,10 @@ def test_the_other_commands_of_the_readme_work(here: Here) -> None:
         dry = ["--dry-run"] if words[0] == "submit" and "--dry-run" not in words else []
         settings = {"LAUNCHER_IMAGE": "registry.example/jobs:1", "LAUNCHER_STORE": "s3://b/p"}
         cluster = words[0] == "submit" and "--backend" not in words
-        here.run(*words, *dry, **(settings if cluster else {}))
+        here_set = {"LAUNCHER_STORE": "./runs"} if words[0] == "doctor" else {}
+        here.run(*words, *dry, **(settings if cluster else here_set))
     assert (here.folder / "copy" / "result.json").is_file()
+    assert (here.folder / "shelf" / layout.COMMITTED).is_file()
 
 
 def test_a_restart_paints_only_what_is_missing(here: Here) -> None:
