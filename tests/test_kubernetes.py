@@ -18,7 +18,8 @@ import yaml
 from jobs.specs import INLINE_PROMPT_BYTES, TrainSpec
 from launcher import cli
 from launcher.backends import kubernetes
-from launcher.backends.kubernetes import WAYS_OUT, Kubernetes
+from launcher.backends.apiserver import WAYS_OUT
+from launcher.backends.kubernetes import Kubernetes
 from launcher.errors import LauncherError, Misconfigured, Unreachable
 from launcher.manifests import base, render
 from launcher.plan import plan

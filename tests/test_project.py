@@ -29,7 +29,7 @@ CONTRACT = {
     "stores", "transfers",
 }  # fmt: skip
 """The half of jobs/ that the launcher reads too: no framework behind any of it."""
-OF_CLUSTER = {"backends/kubernetes.py", "backends/podlogs.py", "doctor.py", "schema.py"}
+OF_CLUSTER = {"backends/apiserver.py", "backends/podlogs.py", "doctor.py", "schema.py"}
 """The modules of launcher/ that may import the Kubernetes client."""
 
 
