@@ -1,38 +1,77 @@
 """Owns the download of an object by ranges, side by side, and going on with an interrupted one.
 
-Beside the file lies `.part-<name>`, and `.part-<name>.json` with what of it is whole. Must not know
-what the object is.
+Beside the file lie `.part-<name>`, whose bytes are the object's first ones, and
+`.part-<name>.json`, which says of which object. Must not know what the object is.
 """
 
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import os
+import queue
 import threading
-from concurrent.futures import Future
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from jobs.parts import CHUNK, tag_of
+from jobs.parts import tag_of
 from jobs.s3faults import Away, Outdated
 from jobs.stores import PART, Progress, Refused
 
 if TYPE_CHECKING:
     from jobs.s3 import S3Store
 
+WRITE_BYTES = 256 << 10
+READ_BYTES = 4 << 20
+"""What is read between two reports of progress."""
+
 
 @dataclass
-class Partial:
-    """What is known of a download; valid for exactly this version of the object."""
+class Known:
+    """Which object is fetched."""
 
-    tag: str
-    size: int
-    part_bytes: int
-    done: list[int] = field(default_factory=list)
-    """Numbers of the ranges that are on disk, from 0."""
+    tag: str = ""
+    size: int = -1
+    """Bytes; negative as long as no answer has told."""
+
+    def learn(self, tag: str, size: int, place: str) -> None:
+        """Take what an answer tells.
+
+        Raises:
+            Outdated: it is of another object than the answer before.
+        """
+        if self.size < 0:
+            self.tag, self.size = tag, size
+        elif (tag, size) != (self.tag, self.size):
+            raise Outdated(f"{place}: was replaced while it was read")
+
+
+class Buffers:
+    """Memory for ranges, the same for all files of a store; made when it is first needed."""
+
+    def __init__(self, count: int, size: int) -> None:
+        self._free: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
+        for _ in range(count):
+            self._free.put(None)
+        self._size = size
+
+    def take(self, wait: bool) -> memoryview | None:
+        """Return a buffer; None if all are in use and one must not wait."""
+        try:
+            buffer = self._free.get(block=wait)
+        except queue.Empty:
+            return None
+        return memoryview(bytearray(self._size)) if buffer is None else buffer
+
+    def give(self, buffer: memoryview) -> None:
+        """Put a buffer back."""
+        self._free.put(buffer)
 
 
 def get(store: S3Store, key: str, path: Path, progress: Progress) -> str:
@@ -48,12 +87,11 @@ def get(store: S3Store, key: str, path: Path, progress: Progress) -> str:
     notes = path.with_name(f"{PART}{path.name}.json")
     handle = os.open(draft, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        known = _load(notes) if notes.exists() else None
+        known = _load(notes)
         try:
             digest = _fetch(store, key, handle, known, notes, progress)
         except Outdated:  # the object was replaced since the last call, or just now
-            notes.unlink(missing_ok=True)
-            digest = _fetch(store, key, handle, None, notes, progress)
+            digest = _fetch(store, key, handle, Known(), notes, progress)
     except (FileNotFoundError, Refused):
         draft.unlink(missing_ok=True)
         notes.unlink(missing_ok=True)
@@ -67,113 +105,159 @@ def get(store: S3Store, key: str, path: Path, progress: Progress) -> str:
 
 
 def _fetch(
-    store: S3Store, key: str, handle: int, known: Partial | None, notes: Path, progress: Progress
+    store: S3Store, key: str, handle: int, known: Known, notes: Path, progress: Progress
 ) -> str:
-    """Fetch what is missing and return the digest of the whole."""
-    partial = known
-    if (
-        partial is None
-        or partial.part_bytes != store.part_bytes
-        or os.fstat(handle).st_size != partial.size
-    ):
-        partial = Partial("", -1, store.part_bytes)
-        os.ftruncate(handle, 0)
-        _range(store, key, handle, partial, 0)  # tells size and tag, which the others need
-        if partial.size > store.part_bytes:
-            os.ftruncate(handle, partial.size)
-            _note(notes, partial)
-    lock, failed, whole = threading.Lock(), threading.Event(), hashlib.sha256()
+    """Append what is missing, in order, and return the digest of the whole."""
+    whole = hashlib.sha256()
+    if known.size < 0:
+        notes.unlink(missing_ok=True)
+    done = asked = _digest(handle, known.size, whole)
+    progress(done)
+    stopped = threading.Event()
+    writer = ThreadPoolExecutor(1)  # starts no thread before it is used
+    coming: deque[tuple[Future[int], memoryview]] = deque()
 
-    def fetch(number: int) -> None:
+    def ask(buffer: memoryview) -> None:
+        nonlocal asked
+        start, asked = asked, min(asked + store.part_bytes, known.size)
+        future = store.pool.submit(
+            _range, store, key, start, buffer[: asked - start], known, progress, stopped
+        )
+        coming.append((future, buffer))
+
+    def take(buffer: memoryview, length: int) -> None:
+        nonlocal done
+        # Hashing and writing both let go of the interpreter; only large ranges are worth a thread.
+        written = writer.submit(_write, handle, buffer[:length]) if length > WRITE_BYTES else None
+        whole.update(buffer[:length])
+        if written:
+            written.result()
+        else:
+            _write(handle, buffer[:length])
+        done += length
+
+    if known.size < 0:  # the first range tells how many there are
+        first = store.buffers.take(wait=True)
+        assert first is not None
         try:
-            if not failed.is_set():
-                _range(store, key, handle, partial, number)
-                with lock:
-                    partial.done.append(number)
-                    _note(notes, partial)
-        except BaseException:
-            failed.set()
-            raise
-
-    numbers = range(-(-partial.size // partial.part_bytes))
-    waiting: dict[int, Future[None]] = {
-        number: store.pool.submit(fetch, number) for number in numbers if number not in partial.done
-    }
+            take(first, _range(store, key, 0, first, known, progress, stopped))
+        finally:
+            store.buffers.give(first)
+        asked = done
+        if done < known.size:
+            notes.write_text(json.dumps(asdict(known)), encoding="utf-8")
     try:
-        for number in numbers:
-            if number in waiting:
-                waiting[number].result()
-            length = _digest(handle, number * partial.part_bytes, partial, whole)
-            progress(length)
-    except BaseException:
-        failed.set()
-        for future in waiting.values():
+        while done < known.size:
+            while asked < known.size and (buffer := store.buffers.take(wait=not coming)):
+                ask(buffer)
+            future, buffer = coming[0]
+            take(buffer, future.result())
+            coming.popleft()
+            store.buffers.give(buffer)
+    finally:
+        stopped.set()
+        for future, buffer in coming:
             if not future.cancel():
                 future.exception()
-        raise
+            store.buffers.give(buffer)
+        writer.shutdown()
     return whole.hexdigest()
 
 
-def _range(store: S3Store, key: str, handle: int, partial: Partial, number: int) -> None:
-    """Fetch one range into its place; the first one also says what the object is."""
-    start = number * partial.part_bytes
-    stop = start + partial.part_bytes
-    if partial.size >= 0:
-        stop = min(stop, partial.size)
-    at = start
+def _range(
+    store: S3Store,
+    key: str,
+    start: int,
+    buffer: memoryview,
+    known: Known,
+    progress: Progress,
+    stopped: threading.Event,
+) -> int:
+    """Fill the buffer with the object's bytes from `start`; return how many there were."""
+    length, got = len(buffer), 0
 
     def fetch() -> None:
-        nonlocal at, stop
+        nonlocal length, got
+        if stopped.is_set():
+            return
         try:
             answer = store.client.get_object(
-                Bucket=store.bucket, Key=store.name(key), Range=f"bytes={at}-{stop - 1}"
+                Bucket=store.bucket,
+                Key=store.name(key),
+                Range=f"bytes={start + got}-{start + length - 1}",
             )
         except Exception as error:
-            if _is_empty(error):  # no byte to begin with: the object is empty
-                partial.size, partial.tag, stop = 0, "", 0
-                return
-            raise
+            if not _is_empty(error):
+                raise
+            known.learn("", 0, store.place(key))  # no byte to begin with: the object is empty
+            length = 0
+            return
         tag, size = tag_of(answer), _size(answer)
         if not tag:
             raise Away(f"{store.place(key)}: the answer was cut")
-        if partial.size < 0:
-            partial.tag, partial.size = tag, size
-            stop = min(stop, size)
-        elif (tag, size) != (partial.tag, partial.size):
-            raise Outdated(f"{store.place(key)}: was replaced while it was read")
-        if "ContentRange" not in answer:
-            at = 0  # a server that knows no ranges sends all of it, each time
-            stop = size
-        body, buffer = answer["Body"], memoryview(bytearray(min(CHUNK, max(1, stop - at))))
-        while at < stop and (got := body.readinto(buffer[: stop - at])):
-            at += _write(handle, buffer[:got], at)
-        body.close()
-        if at < stop:
-            raise Away(f"{store.place(key)}: the answer ended {stop - at} bytes too early")
+        known.learn(tag, size, store.place(key))
+        length = min(length, size - start)
+        body = answer["Body"]
+        try:
+            if "ContentRange" not in answer:  # a server that knows no ranges sends all, each time
+                _skip(body, start + got)
+            read = _reader(body)
+            while got < length and (more := read(buffer[got : min(length, got + READ_BYTES)])):
+                got += more
+                progress(more)
+        except (OSError, http.client.HTTPException) as error:
+            raise Away(f"{store.place(key)}: {error or type(error).__name__}") from error
+        finally:
+            _leave(body)
+        if got < length:
+            raise Away(f"{store.place(key)}: the answer ended {length - got} bytes too early")
 
     store.trying(key, fetch)
-    if number == 0:
-        partial.done.append(0)
+    return length
 
 
-def _write(handle: int, data: memoryview, at: int) -> int:
-    written = 0
-    while written < len(data):
-        written += os.pwrite(handle, data[written:], at + written)
-    return written
+def _reader(body: Any) -> Callable[[memoryview], int]:
+    """Return what reads a body into memory; past urllib3, whose readinto copies all twice."""
+    answer = getattr(getattr(body, "_raw_stream", None), "_fp", None)
+    if isinstance(answer, http.client.HTTPResponse) and answer.length is not None:
+        return answer.readinto
+    readinto: Callable[[memoryview], int] = body.readinto
+    return readinto
 
 
-def _digest(handle: int, start: int, partial: Partial, whole: hashlib._Hash) -> int:
-    """Feed a range that is on disk to the digest; return its length."""
-    stop = min(start + partial.part_bytes, partial.size)
-    at = start
-    while at < stop:
-        chunk = os.pread(handle, min(4 * CHUNK, stop - at), at)
-        if not chunk:
-            raise Away("the file that is being fetched was cut")
+def _leave(body: Any) -> None:
+    """Keep the connection for the next request if all of the body was read, else close it."""
+    raw = getattr(body, "_raw_stream", None)
+    answer = getattr(raw, "_fp", None)
+    if raw is not None and isinstance(answer, http.client.HTTPResponse) and answer.isclosed():
+        raw.release_conn()
+    else:
+        body.close()
+
+
+def _skip(body: Any, length: int) -> None:
+    while length and (passed := len(body.read(min(length, READ_BYTES)))):
+        length -= passed
+
+
+def _write(handle: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(handle, data[:WRITE_BYTES]) :]
+
+
+def _digest(handle: int, most: int, whole: hashlib._Hash) -> int:
+    """Feed what is on disk to the digest, leave the file's position behind it, return its length.
+
+    A draft longer than the object is none of it; the last byte of a whole one is asked for again,
+    to see that the object is still the same.
+    """
+    length = os.fstat(handle).st_size
+    length = length if length < most else most - 1 if length == most > 0 else 0
+    os.ftruncate(handle, length)
+    os.lseek(handle, 0, os.SEEK_SET)
+    while chunk := os.read(handle, READ_BYTES):
         whole.update(chunk)
-        at += len(chunk)
-    return stop - start
+    return length
 
 
 def _size(answer: dict[str, object]) -> int:
@@ -190,15 +274,10 @@ def _is_empty(error: Exception) -> bool:
     )
 
 
-def _load(notes: Path) -> Partial | None:
+def _load(notes: Path) -> Known:
+    """Return what the notes of an interrupted download say; nothing if they can't be read."""
     with suppress(OSError, ValueError, TypeError):
-        return Partial(**json.loads(notes.read_bytes()))
-    return None
-
-
-def _note(notes: Path, partial: Partial) -> None:
-    if partial.size <= partial.part_bytes:
-        return
-    draft = notes.with_name(f"{notes.name}.new")
-    draft.write_text(json.dumps(asdict(partial)), encoding="utf-8")
-    draft.replace(notes)
+        known = Known(**json.loads(notes.read_bytes()))
+        if known.tag and isinstance(known.size, int):
+            return known
+    return Known()

@@ -26,8 +26,8 @@ T = TypeVar("T")
 
 PART_BYTES = 16 * 1024 * 1024  # a request costs nothing beside it, and losing it little
 PARTS_AT_ONCE = 4
-BUFFERS = 5
-"""Parts held in memory at once, over all files: 80 MiB."""
+BUFFERS = 6
+"""Parts held in memory at once, over all files: 96 MiB."""
 
 
 class S3Store:
@@ -62,6 +62,7 @@ class S3Store:
         self.checksum = self.access.checksum
         """How uploads are proven; falls to md5 with a server that ignores the newer headers."""
         self.slots = threading.BoundedSemaphore(BUFFERS)
+        self.buffers = ranges.Buffers(BUFFERS, part_bytes)
         self.tables = Tables(scratch)
 
     @cached_property

@@ -17,7 +17,7 @@ import yaml
 
 from jobs.specs import INLINE_PROMPT_BYTES, TrainSpec
 from launcher import cli
-from launcher.backends import kubernetes
+from launcher.backends import apiserver
 from launcher.backends.apiserver import WAYS_OUT
 from launcher.backends.kubernetes import Kubernetes
 from launcher.errors import LauncherError, Misconfigured, Unreachable
@@ -102,7 +102,7 @@ def test_a_host_name_that_is_not_known(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_server_that_never_answers_costs_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kubernetes, "TIMEOUT", (1, 1))
+    monkeypatch.setattr(apiserver, "TIMEOUT", (1, 1))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = f"https://127.0.0.1:{listener.getsockname()[1]}"
         monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "k", server)))
