@@ -43,6 +43,13 @@ class Cluster:
 
         return config.new_client_from_config(str(self.kubeconfig))
 
+    def kubelet(self, node: str):
+        """Return a client that is the kubelet of a node, which alone may write its pods' status."""
+        client = self.api()
+        client.set_default_header("Impersonate-User", f"system:node:{node}")
+        client.set_default_header("Impersonate-Group", "system:nodes")
+        return client
+
     def make_default_account(self, namespace: str) -> None:
         """Do what the controller manager would; there may be none."""
         from kubernetes import client
@@ -115,7 +122,7 @@ def control_plane(assets: Path, folder: Path) -> Iterator[Path]:
             advertise_address="127.0.0.1",
             secure_port=port,
             endpoint_reconciler_type="none",
-            authorization_mode="RBAC",
+            authorization_mode="Node,RBAC",
             token_auth_file=tokens,
             service_account_issuer="https://kubernetes.default.svc",
             service_account_key_file=key,
@@ -301,3 +308,141 @@ def crds(cluster: Cluster, kubectl: Kubectl, missing: Missing) -> Iterator[None]
     yield
     if cluster.lent and not there:
         kubectl("delete", "--wait=false", "-f", folder)
+
+
+@dataclass(frozen=True)
+class Component:
+    """A further process of the control plane, which a test may stop and start again."""
+
+    child: subprocess.Popen[bytes]
+    log: Path
+
+
+@pytest.fixture(scope="session")
+def component(
+    cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, missing: Missing
+) -> Iterator[Callable[..., Component | None]]:
+    """Return a function that starts a process of KUBEBUILDER_ASSETS; all end with the session.
+
+    A cluster that was lent (USE_EXISTING_CLUSTER) has its own: nothing is started there.
+    """
+    with ExitStack() as stack:
+
+        def start(name: str, **values: object) -> Component | None:
+            if cluster.lent:
+                return None
+            program = Path(os.environ["KUBEBUILDER_ASSETS"]) / name
+            if not program.exists():
+                missing("cluster", f"KUBEBUILDER_ASSETS={program.parent} has no {name}")
+            folder = tmp_path_factory.mktemp(name)
+            values = {"kubeconfig": cluster.kubeconfig} | values
+            log = folder / "log"
+            child = stack.enter_context(process(log, program, flags(**values)))
+            return Component(child, log)
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def controllers(cluster: Cluster, component: Callable[..., Component | None]) -> None:
+    """Start the controllers: Jobs get pods, owned objects are collected, namespaces go."""
+    from kubernetes import client
+
+    (port,) = free_ports(1)
+    folder = cluster.kubeconfig.parent
+    component(
+        "kube-controller-manager",
+        bind_address="127.0.0.1",
+        secure_port=port,
+        cert_dir=folder,
+        root_ca_file=folder / "apiserver.crt",
+        service_account_private_key_file=folder / "sa.key",
+        use_service_account_credentials="true",
+        leader_elect="false",
+    )
+    core = client.CoreV1Api(cluster.api())
+    wait_for(lambda: any(
+        row.metadata.name == "default"
+        for row in core.list_namespaced_service_account("default").items
+    ), "the account that the controllers make")  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def scheduler(cluster: Cluster, component: Callable[..., Component | None]) -> None:
+    """Start the scheduler: pods are placed, or told why not."""
+    (port,) = free_ports(1)
+    folder = cluster.kubeconfig.parent
+    component(
+        "kube-scheduler",
+        bind_address="127.0.0.1",
+        secure_port=port,
+        cert_dir=folder,
+        leader_elect="false",
+    )
+
+
+FAKE = {"kwok.x-k8s.io/node": "fake"}
+"""Annotation of the nodes that KWOK plays."""
+
+
+@pytest.fixture(scope="session")
+def kwok(cluster: Cluster, component: Callable[..., Component | None]) -> None:
+    """Start KWOK: it plays each node annotated FAKE, and its pods as stages.yaml says."""
+    (port,) = free_ports(1)
+    ((key, value),) = FAKE.items()
+    component(
+        "kwok",
+        config=Path(__file__).with_name("stages.yaml"),
+        manage_all_nodes="false",
+        manage_nodes_with_annotation_selector=f"{key}={value}",
+        server_address=f"127.0.0.1:{port}",
+    )
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 60) -> Any:
+    """Return what the condition gives once that is true; a test fails where it never is."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {seconds} s in vain for {what}", pytrace=False)
+        time.sleep(0.1)
+    return found
+
+
+@pytest.fixture
+def new_node(cluster: Cluster, kwok: None) -> Iterator[Callable[..., str]]:
+    """Return a function that makes a node for KWOK to play; all are deleted at the end."""
+    from kubernetes import client
+
+    core = client.CoreV1Api(cluster.api())
+    made: list[str] = []
+
+    def make(
+        npus: int = 8, resource: str = "huawei.com/Ascend910", cpu: int = 192,
+        memory: str = "1500Gi", taints: Any = (), **labels: str,
+    ) -> str:  # fmt: skip
+        name = f"node-{secrets.token_hex(4)}"
+        room = {
+            "cpu": str(cpu), "memory": memory, "ephemeral-storage": "3Ti", "pods": "110",
+            resource: str(npus),
+        }  # fmt: skip
+        known = {"kubernetes.io/arch": "arm64", "kubernetes.io/hostname": name}
+        core.create_node(
+            {
+                "metadata": {"name": name, "annotations": FAKE, "labels": known | labels},
+                "spec": {"taints": list(taints)},
+                "status": {"capacity": room, "allocatable": room},
+            }
+        )
+        made.append(name)
+        wait_for(lambda: ready(core.read_node(name)), f"KWOK's {name}")
+        return name
+
+    yield make
+    for name in made:
+        core.delete_node(name)
+
+
+def ready(node: Any) -> bool:
+    rows = node.status.conditions or ()
+    return any(row.type == "Ready" and row.status == "True" for row in rows)
