@@ -35,7 +35,7 @@ class ApiServer:
             Unreachable: there is no kubeconfig.
             Misconfigured: it cannot be read, or has no such context.
         """
-        self._api, found = _connect(context)
+        self._api, found, self.context = _connect(context)
         self.namespace = namespace or found
         self.host: str = self._api.configuration.host
 
@@ -159,8 +159,8 @@ def api_exception() -> Any:
 _MALFORMED = (TypeError, KeyError, ValueError, AttributeError)
 
 
-def _connect(context: str) -> tuple[Any, str]:
-    """Return a client and the namespace that the context names."""
+def _connect(context: str) -> tuple[Any, str, str]:
+    """Return a client, the namespace that the context names, and the context's own name."""
     from kubernetes import client, config
     from yaml import YAMLError
 
@@ -178,14 +178,14 @@ def _connect(context: str) -> tuple[Any, str]:
                 client_configuration=settings,
                 persist_config=False,
             )
-            return client.ApiClient(settings), found.get("namespace") or "default"
+            return client.ApiClient(settings), found.get("namespace") or "default", chosen
         if context or not os.environ.get("KUBERNETES_SERVICE_HOST"):
             raise Unreachable(f"cluster: there is no kubeconfig at {where}", WAYS_OUT)
         config.load_incluster_config(settings)
     except (config.ConfigException, YAMLError, OSError, *_MALFORMED) as error:
         raise Misconfigured(f"kubeconfig {where}: {_line(error)}", WAYS_OUT) from error
     account = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-    return client.ApiClient(settings), account.read_text("ascii").strip()
+    return client.ApiClient(settings), account.read_text("ascii").strip(), "in-cluster"
 
 
 def _files(where: str) -> list[Path]:
