@@ -1,26 +1,27 @@
 """Owns the road to an API server: find it as kubectl does, send plain data, read plain data.
 
-Must not know what a run is. What client and transport raise leaves here as our own errors, one line
-each; 404 and 409 of a request are the caller's to name.
+Must not know what a run is, nor what an error means (refusals.py): 404 and 409 of a request are the
+caller's to name.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import Forbidden, LauncherError, Misconfigured, NameTaken, Unreachable
+from launcher.backends.refusals import WAYS_OUT, api_exception, line, message_of, translated
+from launcher.errors import Misconfigured, Unreachable
+
+__all__ = ["WAYS_OUT", "ApiServer", "api_exception", "message_of", "translated"]
 
 Query = Sequence[tuple[str, str]]
 
 TIMEOUT = (5, 30)
 """Seconds to connect and to wait for an answer; a person waits for both."""
-WAYS_OUT = "point --context or KUBECONFIG at a cluster, or run here with --backend local"
 _METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
 _TABLE = "application/json;as=Table;g=meta.k8s.io;v=v1,application/json"
 
@@ -49,8 +50,10 @@ class ApiServer:
         """
         return self._call("GET", path, query, accept=accept)
 
-    def pages(self, path: str, query: Query = (), *, limit: int = 500) -> Iterator[Any]:
-        """Yield a list's answers, `limit` objects each.
+    def pages(
+        self, path: str, query: Query = (), *, limit: int = 500, table: bool = False
+    ) -> Iterator[Any]:
+        """Yield a list's answers, `limit` objects each; as `table` has them if that is asked for.
 
         Raises:
             As `get`; also when the list grew too old in the middle (410), which a caller repeats.
@@ -58,7 +61,7 @@ class ApiServer:
         more = ""
         while True:
             marks = [("limit", str(limit)), *([("continue", more)] if more else ())]
-            page = self.get(path, [*query, *marks])
+            page = self.get(path, [*query, *marks], accept=_TABLE if table else "application/json")
             yield page
             more = page["metadata"].get("continue", "")
             if not more:
@@ -148,13 +151,6 @@ class ApiServer:
         return Unreachable(f"cluster {self.host}: {what}", WAYS_OUT)
 
 
-def api_exception() -> Any:
-    """Return the client's class for answers of 400 and more."""
-    from kubernetes.client.exceptions import ApiException
-
-    return ApiException
-
-
 # What the client trips over in a document that is not a kubeconfig; it does not check the shape.
 _MALFORMED = (TypeError, KeyError, ValueError, AttributeError)
 
@@ -183,7 +179,7 @@ def _connect(context: str) -> tuple[Any, str, str]:
             raise Unreachable(f"cluster: there is no kubeconfig at {where}", WAYS_OUT)
         config.load_incluster_config(settings)
     except (config.ConfigException, YAMLError, OSError, *_MALFORMED) as error:
-        raise Misconfigured(f"kubeconfig {where}: {_line(error)}", WAYS_OUT) from error
+        raise Misconfigured(f"kubeconfig {where}: {line(error)}", WAYS_OUT) from error
     account = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
     return client.ApiClient(settings), account.read_text("ascii").strip(), "in-cluster"
 
@@ -215,78 +211,3 @@ def _context(where: str, name: str) -> Mapping[str, Any]:
         names = ", ".join(sorted(known)) or "none"
         raise Misconfigured(f"context {name!r}: not in {where}", f"--context, one of: {names}")
     return known[name]
-
-
-@contextmanager
-def translated(server: str, name: str) -> Iterator[None]:
-    """Turn what client and transport raise into our own errors, chained.
-
-    Args:
-        server: the API server's address, for messages.
-        name: the run that is spoken of.
-
-    Raises:
-        LauncherError: instead of ApiException and HTTPError.
-    """
-    from urllib3.exceptions import HTTPError
-
-    try:
-        yield
-    except api_exception() as error:
-        raise _refusal(error, server, name) from error
-    except HTTPError as error:
-        raise Unreachable(f"cluster {server}: {_transport(error)}", WAYS_OUT) from error
-
-
-def _refusal(error: Any, server: str, name: str) -> LauncherError:
-    """Return what an answer of the API server means."""
-    text = message_of(error)
-    match error.status:
-        case 401:
-            return Forbidden(
-                f"cluster {server}: does not accept the credentials of this context",
-                "log in again, or choose another --context",
-            )
-        case 403:
-            return Forbidden(
-                f"cluster: {text}", "ask its administrator for the role or the exception"
-            )
-        case 404 if "namespaces" in text:
-            return Misconfigured(f"namespace: {text}", "create it, or choose another with -n")
-        case 409:
-            return NameTaken(f"run {name!r}: exists", "choose another --name, or cancel that run")
-        case 400 | 404 | 422:
-            return Misconfigured(f"manifest: {text}", "the base manifest or launcher.toml says so")
-        case 0:  # the client's way of telling a TLS failure
-            return Unreachable(f"cluster {server}: {text}", WAYS_OUT)
-        case _:
-            return Unreachable(f"cluster {server}: answered {error.status}: {text}", "try again")
-
-
-def message_of(error: Any) -> str:
-    """Return the server's own words on one line."""
-    try:
-        text = json.loads(error.body)["message"]
-    except (TypeError, ValueError, KeyError):
-        text = error.body or error.reason or ""
-    return " ".join(str(text).split())
-
-
-def _transport(error: Exception) -> str:
-    """Return the innermost reason of a chain of transport errors, on one line."""
-    from urllib3.exceptions import NameResolutionError, NewConnectionError
-    from urllib3.exceptions import TimeoutError as TimedOut
-
-    reason = getattr(error, "reason", None) or error
-    match reason:
-        case NameResolutionError():
-            return "its host name is not known"
-        case TimedOut() if not isinstance(reason, NewConnectionError):  # which is one, too
-            return "no answer in time"
-        case _:
-            return _line(reason.__cause__ or reason)
-
-
-def _line(error: object) -> str:
-    """Return an error's text on one line, without Python's `<object at 0x...>: `."""
-    return re.sub(r"<[^>]*>:? ?", "", " ".join(str(error).split()))
