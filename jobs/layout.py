@@ -6,20 +6,24 @@
               images/00001-00.png        line 1, image 0
               manifest.jsonl             one row a committed picture
               metrics.jsonl              one row a logged step
-              logs/attempt-1/            supervisor.log, worker_0.log, ...
+              logs/attempt-1/            msrun.log, worker_0.log, ...
+              logs/node-0/               all that the node's pods printed, by start (see console)
               result.json                columns of the reference, written at the end
+              end.json                   how the newest attempt ended, if it could still say so
 <store>/cache/{graphs,prompts}/<content key>/   shared between runs
 """
 
 from __future__ import annotations
 
 import re
+import time
 
 CLAIM = "claim.json"
 SPEC = "spec.json"
 METRICS = "metrics.jsonl"
 PICTURES = "manifest.jsonl"
 RESULT = "result.json"
+END = "end.json"
 CHECKPOINTS = "checkpoints"
 IMAGES = "images"
 LOGS = "logs"
@@ -36,6 +40,7 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 """The name diffusers looks for in a LoRA folder."""
 
 _STEP = re.compile(r"(?:^|/)step-(\d{8,})/?$")
+_CONSOLE = re.compile(r"/node-(\d+)/(\d{8}T\d{9}Z)-(\d{4,})\.log$")
 
 
 def key(run: str, *parts: str) -> str:
@@ -62,3 +67,20 @@ def picture_name(line: int, image: int) -> str:
 def prompts_key(sha256: str) -> str:
     """Return the content-addressed key of a prompt file that is too long for a spec."""
     return f"{CACHE}/prompts/{sha256}.jsonl"
+
+
+def console_folder(node: int) -> str:
+    """Return the folder, below the logs, of what a node's pods printed."""
+    return f"node-{node}"
+
+
+def console_name(nanoseconds: int) -> str:
+    """Return the name of what a pod printed that was started then (ns since the epoch)."""
+    seconds, rest = divmod(nanoseconds, 10**9)
+    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(seconds))}{rest // 10**6:03d}Z"
+
+
+def console_of(key: str) -> tuple[int, str, int] | None:
+    """Return node, name and part of a key of a pod's copied output, or None for any other key."""
+    found = _CONSOLE.search(key)
+    return (int(found[1]), found[2], int(found[3])) if found else None

@@ -62,11 +62,9 @@ def put(store: S3Store, key: str, path: Path, progress: Progress) -> Stored:
 
 def _begin(store: S3Store, key: str, facts: os.stat_result) -> tuple[Table, Listed]:
     """Return the upload to go on with, or a new one, and the parts that the server has of it."""
-    size = part_size(facts.st_size, store.part_bytes)
     table = store.tables.load(store.place(key))
     if table is not None:
-        now = (key, facts.st_size, facts.st_mtime_ns, size)
-        if (table.key, table.size, table.changed, table.part_bytes) == now:
+        if (table.key, table.size, table.changed) == (key, facts.st_size, facts.st_mtime_ns):
             with suppress(NoUpload, FileNotFoundError, Refused):  # not everybody may list parts
                 return table, _listed(store, key, table.upload)
         else:
@@ -76,6 +74,7 @@ def _begin(store: S3Store, key: str, facts: os.stat_result) -> tuple[Table, List
     upload = store.call("create_multipart_upload", key, **kind).get("UploadId")
     if not upload:
         raise Away(f"{store.place(key)}: the answer names no upload; is this an S3 server?")
+    size = part_size(facts.st_size, store.part_bytes)
     table = Table(key, facts.st_size, facts.st_mtime_ns, size, upload)
     store.tables.save(store.place(key), table)
     return table, {}

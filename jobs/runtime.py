@@ -18,14 +18,14 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from jobs import __version__, specs
+from jobs import __version__, console, specs
 from jobs.attempt import Attempt, StopRequest, finished, patiently, prepare
 from jobs.environment import Environment, log_to_stdout
 from jobs.errors import BY_CODE, JobError, Stalled, Unavailable, planned
 from jobs.msrun import Follower, Msrun
-from jobs.staging import stage
+from jobs.staging import KEYS, stage
 from jobs.uploading import Uploading, upload_seconds
-from jobs.verdict import conclude, judge, raise_reasons
+from jobs.verdict import conclude, judge, raise_reasons, tell_end
 
 log = logging.getLogger("jobs.runtime")
 
@@ -111,15 +111,30 @@ def check_stall(attempt: Attempt) -> None:
 
 
 def run(env: Environment, spec: specs.Spec, stop: StopRequest) -> None:
-    """Do one attempt from restore to verified results.
+    """Do one attempt from restore to verified results, and leave in the store how it ended.
 
     Raises:
         JobError: the attempt failed, or was stopped.
     """
     attempt = prepare(env, spec, stop)
-    if finished(attempt):
-        log.info("result=present; nothing is left to do")
-        return
+    try:
+        if finished(attempt):
+            log.info("result=present; nothing is left to do")
+        else:
+            work(attempt)
+    except Exception as error:
+        tell_end(attempt, *ending(error))
+        raise
+    tell_end(attempt, *ending(None))
+
+
+def work(attempt: Attempt) -> None:
+    """Do what the run still lacks.
+
+    Raises:
+        JobError: the attempt failed, or was stopped.
+    """
+    env, spec, stop = attempt.env, attempt.spec, attempt.stop
     if stop.since is not None:
         raise Unavailable("stopped on request before the workers were started")
     stopped = lambda: stop.since is not None  # noqa: E731
@@ -143,8 +158,31 @@ def run(env: Environment, spec: specs.Spec, stop: StopRequest) -> None:
             raise_reasons(attempt)
             raise
         judge(attempt, ended)
+    except JobError as error:
+        told = as_given(str(error), spec, staged)
+        if told == str(error):
+            raise
+        raise type(error)(told) from error
     finally:
         uploader.end()
+
+
+def as_given(text: str, spec: specs.Spec, staged: specs.Spec) -> str:
+    """Return a reason that names the addresses that were given, not the copies of this node."""
+    given = spec.model_dump(include=set(KEYS))
+    for key, path in staged.model_dump(include=set(KEYS)).items():
+        if path != given[key]:
+            text = text.replace(str(path), str(given[key]))
+    return text
+
+
+def ending(error: Exception | None) -> tuple[int, str]:
+    """Return the exit code and the reason, one line, of an attempt that ended with `error`."""
+    if error is None:
+        return 0, "results are committed and verified"
+    known = planned(error, os.environ.get("JOB_WORK"))
+    known = known or JobError(f"{type(error).__name__}: {error}")
+    return known.code, f"{BY_CODE[known.code].name}: {known}".replace("\n", " ")
 
 
 def terminate(log_file: str | None, code: int, reason: str) -> None:
@@ -152,7 +190,7 @@ def terminate(log_file: str | None, code: int, reason: str) -> None:
     if not log_file:
         return
     # The kubelet keeps 4,096 bytes of the message.
-    line = f"{code} {reason}".replace("\n", " ")[:4000]
+    line = f"{code} {reason}"[:4000]
     with contextlib.suppress(OSError):
         Path(log_file).write_text(line + "\n", encoding="utf-8")
 
@@ -160,6 +198,8 @@ def terminate(log_file: str | None, code: int, reason: str) -> None:
 def main() -> int:
     """Run as `python -m jobs.runtime`; every planned failure is one line and its exit code."""
     log_to_stdout()
+    if line := console.first_line(os.environ):
+        log.info("%s", line)
     stop = StopRequest()
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
@@ -176,17 +216,15 @@ def main() -> int:
         digest = hashlib.sha256(env.spec.encode()).hexdigest()[:16]
         log.info("%s run=%s kind=%s spec=%s", versions(), env.run, spec.kind, digest)
         run(env, spec, stop)
-        code, reason = 0, "results are committed and verified"
+        code, reason = ending(None)
     except Exception as error:
-        known = planned(error, os.environ.get("JOB_WORK"))
-        if known is None:
+        if planned(error, os.environ.get("JOB_WORK")) is None:
             log.exception("bug")
-            known = JobError(f"{type(error).__name__}: {error}")
-        code, reason = known.code, f"{BY_CODE[known.code].name}: {known}"
+        code, reason = ending(error)
     (log.info if code == 0 else log.error)("exit=%d %s", code, reason)
     terminate(log_file, code, reason)
     return code
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(console.recorded(main))

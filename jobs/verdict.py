@@ -6,15 +6,24 @@ Must not start, stop or wait for anything.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import signal
+import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 from jobs import layout
 from jobs.attempt import Attempt, finished
-from jobs.errors import BY_EXIT, JobError, Killed, Stopped, Unavailable
+from jobs.commits import check_claim
+from jobs.errors import BY_CODE, BY_EXIT, JobError, Killed, Stopped, Unavailable
 from jobs.outbox import write_whole
+
+log = logging.getLogger("jobs.verdict")
+
+END_SECONDS = 10.0
+"""For the record of the end; a store that is away must not hold a pod that is to be gone."""
 
 
 def conclude(attempt: Attempt) -> None:
@@ -89,6 +98,36 @@ def judge(attempt: Attempt, ended: int) -> None:
         raise JobError(f"a worker ended with {ended}: {last_words(attempt.logs)}")
     if not finished(attempt):
         raise JobError("the workers ended without a result")
+
+
+def tell_end(attempt: Attempt, code: int, reason: str) -> None:
+    """Leave in the store how this attempt ended, for who has no cluster to ask; best effort.
+
+    Args:
+        attempt: which; one that was overtaken leaves nothing.
+        code: its exit code.
+        reason: one line.
+    """
+    row = {
+        "attempt": attempt.claim.epoch,
+        "namespace": attempt.claim.namespace,
+        "code": code,
+        "name": BY_CODE[code].name,
+        "reason": reason,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+    def write() -> None:
+        try:
+            check_claim(attempt.store, attempt.env.run, attempt.claim)
+            body = json.dumps(row, indent=1).encode()
+            attempt.store.write(layout.key(attempt.env.run, layout.END), body)
+        except (OSError, JobError) as error:
+            log.warning("end=untold error=%r", str(error))
+
+    writing = threading.Thread(target=write, name="end", daemon=True)
+    writing.start()
+    writing.join(END_SECONDS)
 
 
 def last_words(logs: Path) -> str:

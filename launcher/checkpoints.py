@@ -69,7 +69,7 @@ def verify(settings: Settings, run: str, step: int | None) -> None:
         NotFound: there is no such checkpoint, or a file is not the one that was committed.
     """
     store = places.store_of(settings, run, "ckpt")
-    bad: dict[int, str] = {}
+    bad: list[int] = []
     with storage.asking(store):
         chosen = [_one(store, run, step)] if step is not None else _committed(store, run)
         if not chosen:
@@ -84,14 +84,15 @@ def verify(settings: Settings, run: str, step: int | None) -> None:
                     files = output.counted(len(found.files), "file")
                     meter.data(f"step {row.step}: {files}, {size}, verified")
                 except BadData as error:
-                    bad[row.step] = str(error)
+                    bad.append(row.step)
+                    output.say(f"step {row.step}: {error}")
                 except FileNotFoundError as error:
                     raise NotFound(f"{run}: step {row.step} was removed meanwhile") from error
     if bad:
-        more = f" (and {len(bad) - 1} more damaged)" if len(bad) > 1 else ""
         whole = [str(row.step) for row in chosen if row.step not in bad]
         hint = f"whole: step {', '.join(whole)}" if whole else "none that was read is whole"
-        raise NotFound(f"{next(iter(bad.values()))}{more}", hint)
+        steps = ", ".join(map(str, bad))
+        raise NotFound(f"run {run!r}: step {steps}: not what was committed", hint)
 
 
 def pin(settings: Settings, run: str, step: int, *, on: bool) -> None:

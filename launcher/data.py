@@ -14,7 +14,7 @@ from pathlib import Path
 
 from jobs import layout
 from jobs.stores import FileStore, Store
-from launcher import output, places, push, storage, transfer
+from launcher import contents, output, places, push, records, storage, transfer
 from launcher.backends import localrun
 from launcher.backends.localrun import Files
 from launcher.errors import Forbidden, NotFound, RunFailed, Unreachable, writing
@@ -45,6 +45,7 @@ def fetch(
     *,
     force: bool,
     watch: bool,
+    step: int | None = None,
 ) -> None:
     """Copy a run's results to `folder`; the paths of new files go to stdout.
 
@@ -55,6 +56,7 @@ def fetch(
         include: patterns of the paths that are wanted; none means all.
         force: replace other files that lie there.
         watch: go on with what the run commits, until it has ended.
+        step: the checkpoint that is wanted; none means the newest.
 
     Raises:
         LauncherError: as the steps do.
@@ -65,7 +67,8 @@ def fetch(
 
     def once() -> None:
         with _between(store, folder):
-            _pass(store, run, folder, include, told, receipts, force=force)
+            found = contents.items(store, run, include, step)
+            _pass(store, run, folder, found, told, receipts, force=force)
 
     try:
         if watch:
@@ -111,14 +114,13 @@ def _pass(
     store: Store,
     run: str,
     folder: Path,
-    include: Sequence[str],
+    found: Sequence[contents.Item],
     told: _Fetched,
     receipts: Receipts,
     *,
     force: bool,
 ) -> None:
     """Fetch what there is and has changed since the last pass."""
-    found = transfer.items(store, run, include)
     fresh = [item for item in found if told.versions.get(item.path) != item.version]
     plan = transfer.compare(store, run, folder, fresh, force=force, ours=receipts.files)
     told.kept += 0 if told.versions else plan.kept
@@ -141,14 +143,19 @@ def _watched(
     store: Store, run: str, once: Callable[[], None], told: _Fetched, files: Files | None
 ) -> None:
     """Repeat `once` until the run has ended; a store that is away meanwhile comes back."""
-    away = ""
+    away, waits = "", 0
     while True:
         try:
             # Asked before the pass: what the run left until its end is fetched by it.
             with storage.asking(store):
                 key = layout.key(run, layout.RESULT)
                 result = any(entry.key == key for entry in store.list(key))
-            over = result or (files is not None and not localrun.alive(files))
+                end = {} if result else records.end(store, run)
+            alive = files is None or localrun.alive(files)
+            over = result or not alive or bool(end.get("final"))
+            if end and not over and end["attempt"] != waits:
+                waits = end["attempt"]
+                output.say(f"{run}: attempt {waits} ended: {end['reason']}; waiting for the next")
             try:
                 once()
             except NotFound as error:
@@ -167,8 +174,8 @@ def _watched(
             break
         time.sleep(WATCH_SECONDS)
     if not result:
-        assert files is not None
-        raise RunFailed(f"run {run!r}: ended without a result", f"launcher status {run} tells why")
+        why = f": {end['reason']}" if end else ""
+        raise RunFailed(f"run {run!r}: ended without a result{why}", f"launcher status {run}")
 
 
 @contextmanager

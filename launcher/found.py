@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
 from jobs import layout
-from jobs.errors import BY_CODE, PicturesFailed
+from jobs.errors import BY_CODE, PicturesFailed, Stopped
 from jobs.stores import Entry, Store
 from launcher import output, places, records, storage
 from launcher.backends import localrun
@@ -31,9 +31,11 @@ class Found:
     kind: str
     """Empty: its spec is not there, or damaged."""
     state: str
-    """`succeeded` and `failed` by its result; `unknown` where there is none, but for local runs."""
+    """By its result, or by how its newest attempt ended; `unknown` where neither is there."""
     code: int | None
     code_name: str | None
+    reason: str
+    """What the attempt said of its end."""
     committed: int | None
     """Newest committed step."""
     pictures: int
@@ -54,6 +56,7 @@ class _Sums:
     changed: float = 0.0
     bytes: int = 0
     result: bool = False
+    end: bool = False
 
 
 def runs(store: Store) -> list[Found]:
@@ -130,6 +133,7 @@ def _summed(entries: Iterable[Entry]) -> dict[str, _Sums]:
         row = found.setdefault(run, _Sums())
         row.claimed |= rest in (layout.CLAIM, layout.SPEC)
         row.result |= rest == layout.RESULT
+        row.end |= rest == layout.END
         row.pictures += rest.startswith(f"{layout.IMAGES}/")
         row.changed = max(row.changed, entry.modified)
         row.bytes += entry.size
@@ -144,24 +148,39 @@ def _found(store: Store, run: str, row: _Sums) -> Found:
     try:
         spec = records.document(store, layout.key(run, layout.SPEC)).get("spec")
         result = records.result(store, run) if row.result else {}
+        end = records.end(store, run) if row.end else {}
     except Misconfigured as error:  # one damaged record must not hide the other runs
         output.say(f"{run}: {error.text}")
-        spec, result, row.result = None, {}, False
-    code = (PicturesFailed.code if result.get("failed") else 0) if row.result else None
-    state = "unknown" if code is None else "failed" if code else "succeeded"
+        spec, result, row.result, end = None, {}, False, {}
+    code = end.get("code")
+    if row.result:
+        code = PicturesFailed.code if result.get("failed") else 0
     kind = spec.get("kind") if isinstance(spec, dict) else None
     return Found(
         run=run,
         kind=kind if isinstance(kind, str) else "",
-        state=state,
+        state=_state(code),
         code=code,
         code_name=None if code is None else BY_CODE[code].name,
+        reason=str(end.get("reason", "")),
         committed=row.committed,
         pictures=row.pictures,
         changed=datetime.fromtimestamp(row.changed, UTC).isoformat(timespec="seconds"),
         bytes=row.bytes,
         records=f"{store.url}/{run}",
     )
+
+
+def _state(code: int | None) -> str:
+    match code:
+        case None:
+            return "unknown"
+        case 0:
+            return "succeeded"
+        case Stopped.code:
+            return "stopped"
+        case _:
+            return "failed"
 
 
 def _held(row: Found) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs import layout
+from jobs.errors import BY_CODE
 from jobs.stores import FileStore, Store
 from launcher.errors import Misconfigured
 
@@ -79,6 +80,23 @@ def newest_step(store: Store, run: str) -> int | None:
 def result(store: Store, run: str) -> Row:
     """Return result.json, which a run writes at its end; empty before."""
     return document(store, layout.key(run, layout.RESULT))
+
+
+def end(store: Store, run: str) -> Row:
+    """Return end.json of the newest attempt; empty while it goes on, and if it left none.
+
+    Its `code` is the attempt's exit code, `name` and `reason` are that in words, and `final` says
+    that no further attempt comes by itself.
+    """
+    row = document(store, layout.key(run, layout.END))
+    if not row or row.get("attempt") != document(store, layout.key(run, layout.CLAIM)).get("epoch"):
+        return {}
+    known = BY_CODE.get(row.get("code", -1))
+    if known is None:
+        return {}
+    # A cluster, which has namespaces, starts the others again; here a person does.
+    row["final"] = known.retry in ("done", "final") or not row.get("namespace")
+    return row
 
 
 def pictures(store: Store, run: str) -> list[Row]:

@@ -29,6 +29,9 @@ def fetch(
     watch: Annotated[
         bool, typer.Option("--watch", help="Go on with what is committed until the run has ended.")
     ] = False,
+    step: Annotated[
+        int | None, typer.Option(metavar="STEP", min=1, help="This checkpoint, not the newest.")
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace other files that lie there already.")
     ] = False,
@@ -40,14 +43,17 @@ def fetch(
 ) -> None:
     """Copy the results of a run, each file verified: newest checkpoint, pictures, records.
 
-    What is there whole is skipped, and an interrupted copy goes on.
+    What is there whole is skipped, and an interrupted copy goes on. Logs come when --include asks.
 
     \b
     launcher fetch first results --include 'images/*' --watch
+    launcher fetch first results --include 'logs/*'
     """
     from launcher import data
 
-    data.fetch(o.settings(ctx.params), run, folder, include or [], force=force, watch=watch)
+    data.fetch(
+        o.settings(ctx.params), run, folder, include or [], force=force, watch=watch, step=step
+    )
 
 
 def push(

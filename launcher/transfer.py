@@ -6,9 +6,8 @@ folder, and appears by rename after its digest has been compared.
 
 from __future__ import annotations
 
-import fnmatch
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,26 +15,12 @@ from pathlib import Path, PurePosixPath
 from typing import cast
 
 from jobs import layout
-from jobs.commits import committed_steps, read_manifest
-from jobs.errors import BadData
-from jobs.stores import PART, Entry, Progress, Store, sha256_of, unwatched
+from jobs.stores import PART, Progress, Store, sha256_of, unwatched
 from jobs.transfers import FILES_AT_ONCE, get_all
-from launcher import records
+from launcher.contents import Item
 from launcher.errors import Misconfigured, NameTaken, NotFound
 
 _ELSEWHERE = "name another folder"
-RECORDS = (layout.SPEC, layout.METRICS, layout.PICTURES, layout.RESULT)
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One file of a run: its path below the run's prefix, and its digest where one is recorded."""
-
-    path: str
-    sha256: str | None
-    bytes: int = 0
-    version: str = ""
-    """What changes when the file does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,38 +44,6 @@ class Plan:
     def bytes(self) -> int:
         """Size of what has to be fetched."""
         return sum(item.bytes for item in self.missing)
-
-
-def items(store: Store, run: str, include: Sequence[str] = ()) -> tuple[Item, ...]:
-    """Return what there is to fetch: newest committed checkpoint, pictures, records.
-
-    Args:
-        store: where the run is.
-        run: its name.
-        include: patterns such as `images/*`, of which a path has to match one; none means all.
-
-    Raises:
-        NotFound: the store has no such run, or nothing of it that is committed and matches.
-    """
-    there = {entry.key: entry for entry in store.list(layout.key(run, ""))}
-    if not there:
-        raise NotFound(f"run {run!r}: no such run in {store.url}", "--store names another place")
-    found = [*_checkpoint(store, run, there), *_pictures(store, run, there), *_records(run, there)]
-    if not found:
-        raise NotFound(
-            f"run {run!r}: nothing is committed yet", f"launcher status {run} tells how far it is"
-        )
-    chosen = [
-        item
-        for item in found
-        if not include or any(fnmatch.fnmatchcase(item.path, pattern) for pattern in include)
-    ]
-    if not chosen:
-        raise NotFound(
-            f"run {run!r}: nothing matches --include {' '.join(include)}",
-            f"there are {', '.join(sorted({_top(item.path) for item in found}))}",
-        )
-    return tuple(chosen)
 
 
 def compare(
@@ -202,7 +155,8 @@ class _Checked:
             draft.unlink()
             raise NotFound(
                 f"{key}: is not the file that was committed to {self._store.url}",
-                "--include leaves it out; its bytes were changed or damaged in the store",
+                "its bytes were changed or damaged in the store; --step names another checkpoint, "
+                "--include leaves it out",
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         draft.replace(path)
@@ -237,51 +191,9 @@ def _wanted_digest(store: Store, run: str, item: Item) -> str:
         raise NotFound(f"{key}: is gone from {store.url}") from error
 
 
-def _checkpoint(store: Store, run: str, there: Mapping[str, Entry]) -> Iterator[Item]:
-    steps = committed_steps(store, run)
-    if not steps:
-        return
-    prefix = f"{layout.CHECKPOINTS}/{layout.step_name(steps[-1])}"
-    try:
-        manifest = read_manifest(store, layout.key(run, prefix))
-    except BadData as error:
-        raise NotFound(str(error)) from error
-    except FileNotFoundError as error:  # a run that is resumed writes its last set again
-        raise NotFound(f"run {run!r}: {prefix} is being written", "try again") from error
-    for row in manifest.files:
-        yield Item(f"{prefix}/{row.path}", row.sha256, row.bytes, row.sha256)
-    for name in (layout.MANIFEST, layout.COMMITTED):
-        yield _item(run, f"{prefix}/{name}", None, there)
-
-
-def _pictures(store: Store, run: str, there: Mapping[str, Entry]) -> Iterator[Item]:
-    digests = {row["file"]: row["sha256"] for row in records.pictures(store, run)}
-    for path, sha256 in sorted(digests.items()):
-        yield _item(run, path, sha256, there)
-
-
-def _records(run: str, there: Mapping[str, Entry]) -> Iterator[Item]:
-    for name in RECORDS:
-        if layout.key(run, name) in there:
-            yield _item(run, name, None, there)
-
-
-def _item(run: str, path: str, sha256: str | None, there: Mapping[str, Entry]) -> Item:
-    entry = there.get(layout.key(run, path))
-    if entry is None:
-        return Item(path, sha256, 0, sha256 or "")
-    version = sha256 or f"{entry.size} {entry.tag} {entry.modified}"
-    return Item(path, sha256, entry.size, version)
-
-
 def _safe(path: str) -> PurePosixPath:
     """Return a path that stays below the folder it is joined to, whatever a record says."""
     # Printable: no zero byte, no line end, nothing that has no UTF-8.
     if not path.isprintable() or any(part in ("", ".", "..") for part in path.split("/")):
         raise Misconfigured(f"{path!r}: a record of the run names a file outside of it")
     return PurePosixPath(path)
-
-
-def _top(path: str) -> str:
-    head, slash, _ = path.partition("/")
-    return f"{head}/*" if slash else head

@@ -86,13 +86,16 @@ def test_verify_tells_what_is_whole_and_names_what_is_not(run, store):
     path.write_bytes(b"v" * 20)
     done = run("ckpt", "verify", "r")
     assert done.returncode == 66
-    error, hint = done.stderr.splitlines()
-    assert "r/checkpoints/step-00000020/lora.safetensors: not the file that was committed" in error
+    told, error, hint = done.stderr.splitlines()
+    assert told.startswith("step 20: ")
+    assert "r/checkpoints/step-00000020/lora.safetensors: not the file that was committed" in told
+    assert error == "error: run 'r': step 20: not what was committed"
     assert hint == "hint: whole: step 10, 30, 40"
     assert len(done.stdout.splitlines()) == 3
     (store.root / "r/checkpoints/step-00000030/loop.json").unlink()
     done = run("ckpt", "verify", "r")
-    assert "(and 1 more damaged)" in done.stderr
+    assert "error: run 'r': step 20, 30: not what was committed" in done.stderr
+    assert "r/checkpoints/step-00000030/loop.json: is gone" in done.stderr
     assert run("ckpt", "verify", "r", "--step", "40").returncode == 0
     done = run("ckpt", "verify", "r", "--step", "30")
     assert (done.returncode, done.stdout) == (66, "")
@@ -204,13 +207,17 @@ def test_a_store_lists_its_runs_by_their_records(run, store):
         store.write(f"{name}/spec.json", json.dumps({"spec": {"kind": "infer"}}).encode())
         store.write(f"{name}/result.json", json.dumps(result).encode())
         store.write(f"{name}/images/00001-00.png", b"png")
+    end = {"attempt": 1, "code": 79, "reason": "silent", "namespace": "n"}
+    for name, epoch in (("dead", 1), ("again", 2)):
+        store.write(f"{name}/claim.json", json.dumps({"epoch": epoch}).encode())
+        store.write(f"{name}/end.json", json.dumps(end).encode())
     store.write("broken/claim.json", b"{}")
     store.write("broken/spec.json", b"garbage")
     store.write("cache/graphs/x", b"no run")
     store.write("strange/file", b"no run")
     done = run("list", "--json")
     rows = {row["run"]: row for row in json.loads(done.stdout)}
-    assert rows.keys() == {"r", "good", "torn", "broken"}
+    assert rows.keys() == {"r", "good", "torn", "broken", "dead", "again"}
     assert (rows["r"]["kind"], rows["r"]["state"], rows["r"]["committed"]) == (
         "train", "unknown", 40,
     )  # fmt: skip
@@ -219,6 +226,10 @@ def test_a_store_lists_its_runs_by_their_records(run, store):
     assert rows["torn"]["code_name"] == "pictures failed"
     assert (rows["good"]["pictures"], rows["good"]["records"]) == (1, f"{store.url}/good")
     assert (rows["broken"]["kind"], rows["broken"]["state"]) == ("", "unknown")
+    assert (rows["dead"]["state"], rows["dead"]["code"], rows["dead"]["reason"]) == (
+        "failed", 79, "silent",
+    )  # fmt: skip
+    assert (rows["again"]["state"], rows["again"]["reason"]) == ("unknown", "")
     assert "broken/spec.json: is not JSON" in done.stderr
     text = run("list").stdout.splitlines()
     assert text[0].split() == ["RUN", "KIND", "STATE", "HOLDS", "SIZE", "CHANGED"]
@@ -252,8 +263,8 @@ def test_runs_of_this_machine_have_their_state_in_the_list_of_the_store(place):
 
 def test_ages_are_told_from_the_newest_object():
     row = found.Found(
-        run="r", kind="train", state="unknown", code=None, code_name=None, committed=3,
-        pictures=2, changed="2026-11-23T10:00:00+00:00", bytes=2048, records="s3://b/r",
+        run="r", kind="train", state="unknown", code=None, code_name=None, reason="",
+        committed=3, pictures=2, changed="2026-11-23T10:00:00+00:00", bytes=2048, records="s3://b/r",
     )  # fmt: skip
     now = 1795428000 + 2 * HOUR  # 2026-11-23T12:00:00Z
     assert re.split(" {2,}", found.table([row], now).splitlines()[1]) == [

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -99,7 +101,7 @@ def test_a_run_of_another_submission_is_left_alone(tmp_path: Path) -> None:
     assert code == 78
     assert "somebody-else" in message
     assert store.read("r/claim.json") == claim
-    assert [e.key for e in store.list("")] == ["r/claim.json"]
+    assert [e.key for e in store.list("")] == ["r/claim.json"], "and told nothing of our end"
 
 
 def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
@@ -110,6 +112,46 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
     assert message.startswith("0 ")
     assert "nothing is left to do" in output
     assert time.monotonic() - started < 30, "no worker may be started for it"
+    end = json.loads(FileStore(tmp_path / "store").read("r/end.json"))
+    assert (end["attempt"], end["code"], end["namespace"]) == (1, 0, "")
+
+
+def test_how_an_attempt_ended_is_left_in_the_store(tmp_path: Path) -> None:
+    spec = to_json(TrainSpec(model="tiny", data="s3://no-such-bucket/pictures"))
+    dead = {"JOB_STORE_ENDPOINT": "http://127.0.0.1:9", "JOB_STORE_DEADLINE_SECONDS": "0.1"}
+    code, _, message = supervise(tmp_path, JOB_SPEC=spec, JOB_NAMESPACE="team", **dead)
+    assert code == 69
+    end = json.loads(FileStore(tmp_path / "store").read("r/end.json"))
+    assert message.strip() == f"69 {end['reason']}"
+    assert (end["name"], end["namespace"]) == ("unavailable", "team")
+
+
+def test_an_attempt_that_was_overtaken_tells_nothing_of_its_end(attempt: Attempt) -> None:
+    attempt.store.write("r/claim.json", attempt.claim.to_json())
+    verdict.tell_end(attempt, 75, "stopped: x")
+    assert json.loads(attempt.store.read("r/end.json"))["reason"] == "stopped: x"
+    attempt.store.write("r/claim.json", Claim("", "", "u", 2).to_json())
+    verdict.tell_end(attempt, 79, "stalled: y")
+    assert json.loads(attempt.store.read("r/end.json"))["reason"] == "stopped: x"
+
+
+def test_a_store_that_is_away_does_not_hold_up_the_end(
+    attempt: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verdict, "END_SECONDS", 0.1)
+    held = threading.Event()
+    monkeypatch.setattr(FileStore, "read", lambda *_: held.wait(30) or b"")
+    started = time.monotonic()
+    verdict.tell_end(attempt, 0, "")
+    held.set()
+    assert time.monotonic() - started < 5
+
+
+def test_reasons_name_what_was_given_and_not_the_copy_of_this_node() -> None:
+    spec = TrainSpec(model="s3://b/sdxl", data="tiny")
+    staged = spec.model_copy(update={"model": "/cache/0123"})
+    told = runtime.as_given("/cache/0123/unet: no such file", spec, staged)
+    assert told == "s3://b/sdxl/unet: no such file"
 
 
 @pytest.fixture

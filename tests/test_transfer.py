@@ -14,7 +14,7 @@ from standin import launch, start
 
 from jobs import commits
 from jobs.stores import FileStore, sha256_of
-from launcher import data, transfer
+from launcher import contents, data, records, transfer
 from launcher.errors import Misconfigured, NameTaken, NotFound
 from launcher.meter import Meter
 from launcher.receipts import Receipts
@@ -42,8 +42,8 @@ def store(tmp_path):
     return store
 
 
-def copy(store, folder, include=(), force=False):
-    wanted = transfer.items(store, "r", include)
+def copy(store, folder, include=(), force=False, step=None):
+    wanted = contents.items(store, "r", include, step)
     plan = transfer.compare(store, "r", folder, wanted, force=force)
     found = {item.path: False for item in wanted if item not in plan.missing}
     fresh: list[str] = []
@@ -127,7 +127,7 @@ def test_include_chooses(store, tmp_path):
         "result.json"
     }
     with pytest.raises(NotFound) as caught:
-        transfer.items(store, "r", ["image/*"])
+        contents.items(store, "r", ["image/*"])
     assert "images/*" in caught.value.hint
 
 
@@ -175,10 +175,10 @@ def test_records_cannot_name_a_file_outside(store, tmp_path, name):
 
 def test_unknown_and_empty_runs_are_told_apart(store):
     with pytest.raises(NotFound, match="no such run"):
-        transfer.items(store, "s", ())
+        contents.items(store, "s", ())
     store.write("s/claim.json", b"{}")
     with pytest.raises(NotFound, match="nothing is committed yet"):
-        transfer.items(store, "s", ())
+        contents.items(store, "s", ())
 
 
 def test_a_file_appears_only_when_it_is_whole_and_others_go_on_at_once(store, tmp_path):
@@ -226,7 +226,7 @@ def test_an_interrupted_fetch_goes_on_with_what_is_missing(store, tmp_path):
 def test_a_record_that_we_fetched_may_grow_and_a_stranger_s_may_not(store, tmp_path):
     (tmp_path / "out").mkdir()
     copy(store, tmp_path / "out")
-    wanted = transfer.items(store, "r", ["result.json"])
+    wanted = contents.items(store, "r", ["result.json"])
     ours = {"result.json": hashlib.sha256(b"{}").hexdigest()}
     store.write("r/result.json", b'{"new": 1}')
     plan = transfer.compare(store, "r", tmp_path / "out", wanted, ours=ours)
@@ -237,10 +237,69 @@ def test_a_record_that_we_fetched_may_grow_and_a_stranger_s_may_not(store, tmp_p
 
 
 def test_sizes_are_told_before_anything_is_fetched(store, tmp_path):
-    wanted = transfer.items(store, "r")
+    wanted = contents.items(store, "r")
     sizes = {item.path: item.bytes for item in wanted}
     assert sizes == {path: len(store.read(f"r/{path}")) for path in ALL}
     assert transfer.compare(store, "r", tmp_path / "out", wanted).bytes == sum(sizes.values())
+
+
+def test_an_older_checkpoint_comes_when_it_is_named(store, tmp_path):
+    got = copy(store, tmp_path / "out", step=20).keys()
+    assert {path.split("/")[1] for path in got if path.startswith("checkpoints")} == {
+        "step-00000020"
+    }
+    with pytest.raises(NotFound, match="step 60 is no committed checkpoint") as told:
+        copy(store, tmp_path / "out", step=60)
+    assert told.value.hint == "there are 20, 40"
+
+
+def test_a_damaged_checkpoint_keeps_nothing_else_from_being_fetched(store, tmp_path):
+    store.write("r/checkpoints/step-00000040/MANIFEST.json", b"{")
+    with pytest.raises(NotFound, match="step-00000040") as told:
+        copy(store, tmp_path / "out")
+    assert told.value.hint == "--step fetches another: 20"
+    assert "checkpoints/step-00000020/COMMITTED" in copy(store, tmp_path / "a", step=20)
+    assert copy(store, tmp_path / "b", ["images/*", "result.json"]).keys() == {
+        "images/00001-00.png",
+        "result.json",
+    }
+
+
+def test_logs_come_when_they_are_asked_for(store, tmp_path):
+    store.write("r/logs/attempt-1/worker_0.log", b"step=1\n")
+    assert copy(store, tmp_path / "out").keys() == ALL
+    assert copy(store, tmp_path / "out", ["logs/*"]).keys() == {"logs/attempt-1/worker_0.log"}
+
+
+def ended(store, attempt, code, namespace):
+    row = {"attempt": attempt, "namespace": namespace, "code": code, "reason": "no more memory"}
+    store.write("r/end.json", json.dumps(row).encode())
+
+
+@pytest.mark.parametrize(
+    ("attempt", "code", "namespace", "final"),
+    [
+        (2, 137, "", True),  # of a machine: nobody starts it again
+        (2, 137, "team", False),  # of a cluster, which does
+        (2, 70, "team", True),
+        (1, 70, "team", None),  # of an attempt before: this one goes on
+        (2, 12345, "", None),
+    ],
+)
+def test_the_end_of_the_newest_attempt_is_known(store, attempt, code, namespace, final):
+    store.write("r/claim.json", b'{"epoch": 2}')
+    ended(store, attempt, code, namespace)
+    assert records.end(store, "r").get("final") is final
+
+
+def test_watch_ends_with_a_run_that_failed_elsewhere(place, store):
+    (store.root / "r/result.json").unlink()
+    store.write("r/claim.json", b'{"epoch": 2}')
+    ended(store, 2, 70, "team")
+    done = launch(place, "fetch", "r", "out", "--store", "store", "--watch")
+    assert done.returncode == 70
+    assert "error: run 'r': ended without a result: no more memory" in done.stderr
+    assert (place / "out/checkpoints/step-00000040/COMMITTED").is_file(), "what there is comes"
 
 
 WATCH = ("fetch", "run", "out", "--backend", "local", "--watch")
@@ -279,7 +338,8 @@ def test_a_second_look_compares_only_what_has_changed(store, tmp_path, monkeypat
 
     def look():
         read.clear()
-        data._pass(store, "r", tmp_path / "out", (), told, receipts, force=False)
+        there = contents.items(store, "r")
+        data._pass(store, "r", tmp_path / "out", there, told, receipts, force=False)
         return [path.name for path in read]
 
     look()
