@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jobs import layout
+from jobs.access import Access
 from jobs.errors import BadData
 from jobs.prompts import parse, to_json_lines
 from jobs.specs import INLINE_PROMPT_BYTES, PromptFile, PromptRow
@@ -176,7 +177,7 @@ def pin(lora: Lora, store: Store) -> Lora:
     return replace(lora, step=lora.step or steps[-1])
 
 
-def place(key: str, value: str, origin: str) -> str:
+def place(key: str, value: str, origin: str, how: Access) -> str:
     """Return a path that exists here as an absolute one; a hub id or s3:// address as it is.
 
     The supervisor runs elsewhere, and a resumed run may be submitted from another folder.
@@ -185,11 +186,20 @@ def place(key: str, value: str, origin: str) -> str:
         key: `model` or `data`.
         value: what it is set to.
         origin: where that comes from.
+        how: how this machine speaks to object stores.
 
     Raises:
-        NotFound: it is neither.
+        NotFound: it is neither, or nothing lies at the address.
+        Forbidden, Unreachable, Misconfigured: the store cannot be asked.
     """
     if storage.remote(value):
+        store = storage.opened(value, how)
+        with storage.asking(store):
+            if not _holds(store, value, how):
+                raise NotFound(
+                    f"{key} {value!r} (from {origin}): there is nothing in the store",
+                    f"launcher push DIR {value} puts a folder there",
+                )
         return value
     with suppress(RuntimeError, ValueError, OSError):  # no such ~user; no path at all
         path = Path(value).expanduser()
@@ -203,3 +213,13 @@ def place(key: str, value: str, origin: str) -> str:
             f"{key} wants {what}, s3://bucket/prefix, a hub id (owner/name) or tiny",
         )
     return value
+
+
+def _holds(store: Store, url: str, how: Access) -> bool:
+    """Say whether anything lies below an address, or an object of that very name."""
+    if next(iter(store.list("")), None) is not None:
+        return True
+    parent, _, name = url.rstrip("/").rpartition("/")
+    if parent.count("/") < 2:
+        return False  # a whole bucket
+    return any(entry.key == name for entry in storage.opened(parent, how).list(name))

@@ -122,6 +122,19 @@ def test_a_local_run_with_its_records_in_s3_is_served_by_every_verb(place, run, 
     assert not (elsewhere / "runs").exists()
 
 
+def test_data_that_is_not_there_burns_no_name(place, run, there, gateway):
+    done = run(*TRAIN, "--data", f"{there}/pictures", "--name", "first")
+    refused(done, 66, f"data '{there}/pictures' (from --data): there is nothing", "launcher push")
+    assert not (place / "runs").exists()
+    store_of(there, gateway).write("pictures/1.png", b"png")
+    store_of(there, gateway).write("model.safetensors", b"w")
+    given = ("--data", f"{there}/pictures", "--model", f"{there}/model.safetensors")
+    done = run(*TRAIN, *given, "--name", "first", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    done = run(*TRAIN, "--data", f"{there}/pict", "--name", "first", "--dry-run")
+    refused(done, 66, "there is nothing in the store")
+
+
 def test_a_stopped_run_goes_on_and_another_store_is_another_run(run, there, place):
     end = {"STANDIN_END": "75 stopped: on request"}
     wanted = (*TRAIN, "--name", "run", "--steps", "2", "--wait")
@@ -311,7 +324,11 @@ def test_bytes_that_were_damaged_in_the_store_never_appear(place, there, gateway
     done = run("fetch", "r", "out", "--store", there)
     refused(done, 66, "0.bin: is not the file that was committed", "--include")
     assert not (place / "out/checkpoints/step-00000004/0.bin").exists()
-    refused(run("ckpt", "verify", "r", "--store", there), 66, "0.bin: not the file", "whole")
+    done = run("ckpt", "verify", "r", "--store", there)
+    told, _, rest = done.stderr.partition("\n")
+    assert (done.returncode, told.startswith("step 4: ")) == (66, True)
+    assert "0.bin: not the file" in told
+    assert rest.startswith("error: run 'r': step 4: not what was committed\nhint: none that was")
 
 
 def test_a_full_disk_while_fetching_is_one_line(place, there, gateway, missing):
