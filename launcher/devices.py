@@ -28,18 +28,24 @@ class Server:
     """How many of them one pod can get."""
     why: str
     """Why not the others; completes `..., because`."""
-    many: tuple[int, ...] = ()
-    """How many per pod when there are several pods; empty means `legal`."""
     multiple: int = 1
     """Over several pods HCCL wants 1, 2, 4 or a multiple of this many NPUs in all."""
+    ring: str = "ascend-910b"
+    """Value of MindCluster's label `ring-controller.atlas`; A2 and A3 share one."""
 
-    def per_pod(self, nodes: int) -> tuple[int, ...]:
-        """Return how many NPUs a pod can get when the run has `nodes` pods."""
-        return self.many if nodes > 1 and self.many else self.legal
+    def per_pod(self, nodes: int, *, world: bool = True) -> tuple[int, ...]:
+        """Return how many NPUs a pod can get when the run has `nodes` pods.
 
-    def counts(self, nodes: int) -> tuple[int, ...]:
-        """Return those of them whose sum over all pods HCCL takes as well."""
-        return tuple(n for n in self.per_pod(nodes) if self.takes(n * nodes))
+        Args:
+            nodes: pods of the run.
+            world: whether they make one world, as in training: that takes whole servers.
+        """
+        return (self.npus,) if world and nodes > 1 else self.legal
+
+    def counts(self, nodes: int, *, world: bool = True) -> tuple[int, ...]:
+        """Return those of them whose sum over all pods of a world HCCL can span as well."""
+        found = self.per_pod(nodes, world=world)
+        return tuple(n for n in found if not world or self.takes(n * nodes))
 
     def takes(self, total: int) -> bool:
         """Return whether HCCL can span `total` NPUs."""
@@ -54,7 +60,13 @@ _EVEN = (2, 4, 6, 8, 10, 12, 14, 16)
 _SERVERS = (
     # internal/npu/ascend910/.../module910x8/frame.go refuses 3, 5, 6 and 7.
     Server(
-        name="module", title="Atlas 800, 910A", npus=8, legal=(1, 2, 4, 8), why=_RINGS, multiple=8
+        name="module",
+        title="Atlas 800, 910A",
+        npus=8,
+        legal=(1, 2, 4, 8),
+        why=_RINGS,
+        multiple=8,
+        ring="ascend-910",
     ),
     Server(
         name="half",
@@ -62,6 +74,7 @@ _SERVERS = (
         npus=4,
         legal=(1, 2, 4),
         multiple=8,
+        ring="ascend-910",
         why="its four NPUs are one ring, which is used alone, in pairs or whole",
     ),
     Server(
@@ -70,6 +83,7 @@ _SERVERS = (
         npus=2,
         legal=(1, 2),
         multiple=8,
+        ring="ascend-910",
         why="it has two cards",
     ),
     # Full mesh: the base handler of internal/npu/factory.go, no count refused.
@@ -89,13 +103,12 @@ _SERVERS = (
         why="its NPUs are two rings of eight, and more than eight are split evenly",
     ),
     Server(name="card-910b-2", title="Atlas 300T A2", npus=2, legal=(1, 2), why="it has two cards"),
-    # A3: 8 packages of two dies; distributed jobs take even counts only (affinity document).
+    # A3: 8 packages of two dies (affinity document).
     Server(
         name="module-a3-16",
         title="Atlas 800T A3",
         npus=16,
         legal=(1, *_EVEN),
-        many=_EVEN,
         why=_PAIRS,
     ),
     Server(
@@ -103,7 +116,6 @@ _SERVERS = (
         title="Atlas 900 A3 super pod",
         npus=16,
         legal=(1, *_EVEN),
-        many=_EVEN,
         why=_PAIRS,
     ),
     Server(
@@ -111,7 +123,6 @@ _SERVERS = (
         title="Atlas 900 A3 super pod, 8 NPUs",
         npus=8,
         legal=(1, 2, 4, 6, 8),
-        many=(2, 4, 6, 8),
         why=_PAIRS,
     ),
 )
@@ -213,8 +224,14 @@ def node_labels() -> frozenset[str]:
     return frozenset({ACCELERATOR_TYPE}.union(*(row.node_selector for row in _PLUGINS)))
 
 
-def check_npus(server: Server, npus: int, nodes: int = 1) -> None:
+def check_npus(server: Server, npus: int, nodes: int = 1, *, world: bool = True) -> None:
     """Check that each of `nodes` pods can get `npus` NPUs of such a server.
+
+    Args:
+        server: the type of server.
+        npus: NPUs per pod.
+        nodes: pods of the run.
+        world: whether all its workers speak to each other, as in training.
 
     Raises:
         Usage: they cannot; told with the reason and with the next count that is legal.
@@ -225,28 +242,38 @@ def check_npus(server: Server, npus: int, nodes: int = 1) -> None:
         raise Usage(f"--nodes {nodes}: a run needs a node", "--nodes 1")
     what = f"server {server.name} ({server.title})"
     if npus > server.npus:
-        raise Usage(f"--npus {npus}: {what} has {server.npus}", _spread(server, npus * nodes))
-    if npus not in server.per_pod(nodes):
-        legal = ", ".join(str(n) for n in server.per_pod(nodes))
+        hint = _spread(server, npus * nodes, world=world)
+        raise Usage(f"--npus {npus}: {what} has {server.npus}", hint)
+    if nodes > 1 and world:
+        _check_world(server, npus, nodes)
+    elif npus not in server.legal:
+        legal = ", ".join(str(n) for n in server.legal)
+        above = [n for n in server.legal if n > npus]
         raise Usage(
             f"--npus {npus}: {what} gives {legal} to a pod, because {server.why}",
-            _next(server, npus, nodes),
+            f"--npus {above[0]} is the next legal count",
+        )
+
+
+def _check_world(server: Server, npus: int, nodes: int) -> None:
+    """Check that `npus` NPUs on each of several servers can be one world."""
+    if npus != server.npus:
+        raise Usage(
+            f"--nodes {nodes} --npus {npus}: training over several nodes takes whole ones, and"
+            f" server {server.name} ({server.title}) has {server.npus} NPUs",
+            _spread(server, npus * nodes, world=True),
         )
     if not server.takes(npus * nodes):
         why = f"HCCL spans 1, 2, 4 or a multiple of {server.multiple} NPUs, not {npus * nodes}"
-        raise Usage(f"--nodes {nodes} --npus {npus}: {why}", _spread(server, npus * nodes))
+        raise Usage(
+            f"--nodes {nodes} --npus {npus}: {why}", _spread(server, npus * nodes, world=True)
+        )
 
 
-def _next(server: Server, npus: int, nodes: int) -> str:
-    """Return the flags of the next legal count on the same number of nodes."""
-    above = [n for n in server.counts(nodes) if n > npus]
-    return f"--npus {above[0]} is the next legal count" if above else _spread(server, npus * nodes)
-
-
-def _spread(server: Server, total: int) -> str:
+def _spread(server: Server, total: int, *, world: bool) -> str:
     """Return the flags that get `total` NPUs from the fewest servers, or the fewest more."""
     nodes = -(-total // server.npus)
-    while not (fits := [n for n in server.counts(nodes) if n * nodes >= total]):
+    while not (fits := [n for n in server.counts(nodes, world=world) if n * nodes >= total]):
         nodes += 1
     more = "" if nodes * fits[0] == total else f" ({nodes * fits[0]} in all)"
     return f"--nodes {nodes} --npus {fits[0]}{more}"

@@ -18,6 +18,8 @@ Manifest = dict[str, Any]
 FieldPath = tuple[str, ...]
 """Keys from the root; an item of a list is addressed by its `name`."""
 
+HCCN = "hccn-conf"
+"""The volume of a node's file beside the driver's, for training over several nodes."""
 CONTAINER = "main"
 """The container that runs the supervisor; podFailurePolicy names it too."""
 _POD: FieldPath = ("spec", "template", "spec")
@@ -29,22 +31,28 @@ OWNED: tuple[FieldPath, ...] = (
     ("metadata", "annotations"),
     ("spec", "completions"),
     ("spec", "parallelism"),
+    ("spec", "suspend"),
     ("spec", "backoffLimitPerIndex"),
+    ("spec", "activeDeadlineSeconds"),
     ("spec", "ttlSecondsAfterFinished"),
     ("spec", "template", "metadata", "labels"),
     ("spec", "template", "metadata", "annotations"),
+    (*_POD, "subdomain"),
     (*_POD, "terminationGracePeriodSeconds"),
     (*_POD, "nodeSelector"),
+    (*_POD, "affinity", "podAntiAffinity", "preferredDuringSchedulingIgnoredDuringExecution"),
     (*_POD, "schedulerName"),
     (*_POD, "serviceAccountName"),
     (*_POD, "priorityClassName"),
     (*_POD, "imagePullSecrets"),
     (*_POD, "volumes", "shm", "emptyDir", "sizeLimit"),
+    (*_POD, "volumes", HCCN),
     (*_MAIN, "image"),
     (*_MAIN, "env"),
     (*_MAIN, "envFrom"),
     (*_MAIN, "resources", "requests"),
     (*_MAIN, "resources", "limits"),
+    (*_MAIN, "volumeMounts", HCCN),
 )
 """All that `render` may touch. Mappings and lists are merged into: foreign entries stay."""
 
@@ -78,8 +86,8 @@ def render(plan: JobPlan, base: Manifest) -> Manifest:
         Misconfigured: the base lacks a thing that the plan has to set.
     """
     manifest: Manifest = _copy(base)
-    for path, value in zip(OWNED, _values(plan), strict=True):
-        if value not in ("", {}, []):  # what the plan leaves open, the base decides
+    for path, value in zip(OWNED, _values(plan, _mounts_driver(base)), strict=True):
+        if value not in ("", {}, [], None):  # what the plan leaves open, the base decides
             _put(manifest, path, value)
     return manifest
 
@@ -117,38 +125,80 @@ def literal(value: str) -> str:
     return value.replace("$", "$$")
 
 
-def _values(plan: JobPlan) -> tuple[Any, ...]:
-    """Return the value of each path of OWNED, in its order; None within a mapping removes a key."""
+def _values(plan: JobPlan, driver: bool) -> tuple[Any, ...]:
+    """Return the value of each path of OWNED, in its order; None within a mapping removes a key.
+
+    Args:
+        plan: what was decided.
+        driver: whether the base mounts the node's driver, as it must where no runtime does.
+    """
     memory = f"{plan.memory_gib}Gi"
     foreign = dict.fromkeys(devices.resources())
     npus = foreign | {plan.resource: str(plan.npus)}
     requests = {"cpu": str(plan.cpu), "memory": memory, "ephemeral-storage": f"{plan.disk_gib}Gi"}
     environment = [{"name": key, "value": literal(v)} for key, v in plan.environment.items()]
     secrets = [{"secretRef": {"name": name}} for name in plan.environment_secrets]
+    volume, mount = _node_file(plan) if driver else (None, None)
     return (
         plan.name,
         plan.namespace,
-        plan.labels,
-        plan.annotations,
+        {**plan.labels, **plan.job_labels},
+        {**plan.annotations, **plan.job_annotations},
         plan.nodes,
         plan.nodes,
+        plan.suspended or None,
         plan.retries,
+        plan.deadline_seconds or None,
         plan.ttl_seconds,
         plan.labels,
-        plan.annotations,
+        {**plan.annotations, **plan.pod_annotations},
+        plan.subdomain,
         plan.grace_seconds,
         dict.fromkeys(sorted(devices.node_labels())) | dict(plan.node_selector),
+        _apart(plan),
         plan.scheduler,
         plan.service_account,
         plan.priority_class,
         [{"name": name} for name in plan.image_pull_secrets],
         f"{plan.shm_gib}Gi",
+        volume,
         plan.image,
         environment,
         secrets,
         requests | npus,
         {"memory": memory} | npus,
+        mount,
     )
+
+
+def _apart(plan: JobPlan) -> list[dict[str, Any]]:
+    """Return the wish that no two pods of the run share a node; a wish, so that none waits for it.
+
+    Pods that take whole nodes are apart anyway; the others would be two on a node, and `--nodes`
+    not be what it says.
+    """
+    if plan.nodes == 1:
+        return []
+    selector = {"matchLabels": {"batch.kubernetes.io/job-name": plan.name}}
+    term = {"labelSelector": selector, "topologyKey": "kubernetes.io/hostname"}
+    return [{"weight": 100, "podAffinityTerm": term}]
+
+
+def _mounts_driver(base: Manifest) -> bool:
+    """Return whether the base mounts anything of the node; `restricted` namespaces refuse that."""
+    here: Any = base
+    for key in (*_POD, "volumes"):
+        here = here.get(key) if isinstance(here, dict) else None
+    return any("hostPath" in row for row in here or () if isinstance(row, dict))
+
+
+def _node_file(plan: JobPlan) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Return volume and mount of the file that HCCL reads, where the plan has one."""
+    if not plan.node_file:
+        return None, None
+    host = {"path": plan.node_file, "type": "File"}
+    mount = {"name": HCCN, "mountPath": plan.node_file, "readOnly": True}
+    return {"name": HCCN, "hostPath": host}, mount
 
 
 def _copy(value: Any) -> Any:
@@ -172,7 +222,9 @@ def _put(manifest: Manifest, path: FieldPath, value: Any) -> None:
         if not isinstance(here, dict | list):
             raise Misconfigured(f"base manifest: {'.'.join(path[:depth])}: is not a mapping")
     last = path[-1]
-    if isinstance(value, Mapping):
+    if isinstance(here, list):  # an item of the base with that name is replaced
+        here[:] = _merged_list(here, [value])
+    elif isinstance(value, Mapping):
         here[last] = _merged_mapping(here.get(last) or {}, value)
     elif isinstance(value, list):
         here[last] = _merged_list(here.get(last) or [], value)

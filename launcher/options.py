@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 import typer.core
 
+from launcher import durations
 from launcher.errors import Usage
 
 if TYPE_CHECKING:
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 
 # Rich costs 2.5 times the start-up, and frames would break the one-line errors.
 PLAIN: dict[str, Any] = {"rich_markup_mode": None, "no_args_is_help": True}
-TARGET = ("backend", "context", "namespace", "store", "image", "server")
+TARGET = (
+    "backend", "context", "namespace", "store", "image", "server",
+    "queue", "queue_engine", "priority_class",
+)  # fmt: skip
 """Flags that are fields of Target."""
 SPEC = {
     "train": ("method", "precision", "model", "data", "steps", "resolution", "seed"),
@@ -70,6 +74,19 @@ Name = Annotated[
 ]
 Npus = Annotated[int, typer.Option(help="NPUs per node; workers with --backend local.")]
 Nodes = Annotated[int, typer.Option(help="Nodes.")]
+Queue = Annotated[str | None, typer.Option(help="Queue that the run waits in.")]
+QueueEngine = Annotated[
+    Literal["kueue", "volcano"] | None, typer.Option(help="Whose queue that is.")
+]
+Priority = Annotated[
+    str | None, typer.Option("--priority", metavar="CLASS", help="PriorityClass of the pods.")
+]
+MaxDuration = Annotated[
+    str | None, typer.Option(metavar="TIME", help="Stop the run after this time, such as 8h.")
+]
+Ttl = Annotated[
+    str | None, typer.Option(metavar="TIME", help="Keep the finished Job this long, such as 7d.")
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print what would be submitted; needs no cluster.")
 ]
@@ -110,6 +127,20 @@ def settings(params: Mapping[str, Any]) -> "Settings":
     given = {key: params[key] for key in TARGET if params.get(key) is not None}
     flags = {key: value for key, value in given.items() if value != CONFIGURED}
     return load(flags, config=params.get("config"))
+
+
+def amounts(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how many and how long: what `plan` wants to know besides spec and target.
+
+    Raises:
+        Usage: --max-duration or --ttl is no duration.
+    """
+    found = {"npus": params["npus"], "nodes": params["nodes"]}
+    if (text := params.get("max_duration")) is not None:
+        found["max_seconds"] = durations.seconds(text, "--max-duration")
+    if (text := params.get("ttl")) is not None:
+        found["ttl_seconds"] = durations.seconds(text, "--ttl", least=0)
+    return found
 
 
 def spec_flags(params: Mapping[str, Any], kind: str) -> dict[str, object]:

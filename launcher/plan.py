@@ -6,15 +6,13 @@ Must not read files, clocks or the machine: what it needs of them is an argument
 from __future__ import annotations
 
 import hashlib
-import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jobs.access import Access
-from launcher import devices, names, output, sizes
-from launcher.errors import Misconfigured, Usage
+from launcher import devices, limits, names, queues, sizes
+from launcher.errors import Usage
 from launcher.settings import Target
 
 if TYPE_CHECKING:  # brings pydantic, which a backend that only wants JobPlan does without
@@ -38,7 +36,15 @@ class JobPlan:
     environment: Mapping[str, str]
     """Environment of the job's supervisor: JOB_SPEC, JOB_RUN, ... (see jobs.runtime)."""
     labels: Mapping[str, str]
+    """Of Job and pods."""
     annotations: Mapping[str, str]
+    """Of Job and pods."""
+    job_labels: Mapping[str, str]
+    """Of the Job alone."""
+    job_annotations: Mapping[str, str]
+    """Of the Job alone."""
+    pod_annotations: Mapping[str, str]
+    """Of the pods alone."""
     node_selector: Mapping[str, str]
     environment_secrets: tuple[str, ...]
     """Secrets whose keys become environment variables."""
@@ -58,25 +64,37 @@ class JobPlan:
     """terminationGracePeriodSeconds: time to write and upload the whole state."""
     retries: int
     ttl_seconds: int
+    deadline_seconds: int
+    """activeDeadlineSeconds of the Job; 0 means none."""
+    suspended: bool
+    """Whether the Job is created suspended, for its queue to let it go."""
+    subdomain: str
+    """Headless Service that gives the pods names; empty where they need not find each other."""
+    node_file: str
+    """File of the node beside the driver's, mounted where the base mounts the driver."""
 
 
-SPEC_BYTES = 100 * 1024
-"""Largest JOB_SPEC: Linux limits one string of the environment to 128 KiB (MAX_ARG_STRLEN)."""
 SPEC_DIGEST = "launcher/spec-sha256"
 """Annotation with the digest of JOB_SPEC: the same name with another spec is another run."""
-_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-# Grammar of the distribution project's reference package: host, path, tag, digest.
-_IMAGE = re.compile(
-    r"(?:(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(?::[0-9]+)?/)?"
-    r"[a-z0-9]+(?:(?:[._/]|__|-+)[a-z0-9]+)*"
-    r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?"
-    r"(?:@[A-Za-z][A-Za-z0-9+._-]*:[0-9a-fA-F]+)?"
-)
 APPLICATION = "ascend-diffusion-jobs"
+SUBDOMAIN = "peers"
+"""The headless Service of k8s/base."""
+MASTER_PORT = 8118
+"""msrun's own default; each pod has its own address, so that no two runs share it."""
+HCCN_FILE = "/etc/hccn.conf"
+"""Addresses of the node's RoCE interfaces, which HCCL speaks over several nodes by."""
 
 
 def plan(
-    spec: Spec, target: Target, *, name: str, npus: int, nodes: int = 1, cores: int = 0
+    spec: Spec,
+    target: Target,
+    *,
+    name: str,
+    npus: int,
+    nodes: int = 1,
+    cores: int = 0,
+    max_seconds: int = 0,
+    ttl_seconds: int | None = None,
 ) -> JobPlan:
     """Decide everything about a run.
 
@@ -87,10 +105,13 @@ def plan(
         npus: NPUs, and so workers, per node.
         nodes: pods of the run.
         cores: CPU cores of this machine; the local backend shares them out to the workers.
+        max_seconds: how long the run may take; 0 means for ever.
+        ttl_seconds: how long the finished Job stays; none means as long as the target says.
 
     Raises:
-        Usage: the name, the number of NPUs or nodes, or the precision cannot be had there.
-        Misconfigured: image, store, server, plugin or memory of the target, or the spec's size.
+        Usage: the name, the number of NPUs or nodes, a limit or the precision cannot be had there.
+        Misconfigured: image, store, server, plugin, queue or memory of the target, or the spec's
+            size.
     """
     from jobs.specs import to_json
 
@@ -98,14 +119,30 @@ def plan(
     local = target.backend == "local"
     server = devices.server(target.server)
     plugin = devices.plugin(target.plugin)
+    world = nodes > 1 and spec.kind == "train"
+    queueing, more = queues.Queueing(), {}
     if local:
-        _check_local(spec, target, npus, nodes, cores)
+        limits.check_local(spec, target, npus, nodes, cores)
+        if max_seconds or ttl_seconds is not None:
+            flag = "--max-duration" if max_seconds else "--ttl"
+            raise Usage(f"{flag}: no cluster keeps time for a local run", f"leave {flag} out")
+        more["JOB_THREADS"] = str(target.threads or max(1, cores // npus))
     else:
-        _check_cluster(spec, target, server, npus, nodes)
+        limits.check_places(target)
+        devices.check_npus(server, npus, nodes, world=spec.kind == "train")
+        limits.check_memory(spec, target, npus)
+        queueing = queues.queueing(
+            target,
+            server,
+            gang=nodes if world else 1,
+            max_seconds=max_seconds,
+            mindcluster=plugin.selects_server,
+        )
+    if world:
+        more |= _rendezvous(name, target)
     spec_json = to_json(spec)
-    _check_size(spec_json)
-    grace = _grace(spec, target)
-    threads = {"JOB_THREADS": str(target.threads or max(1, cores // npus))} if local else {}
+    limits.check_size(spec_json)
+    grace = grace_seconds(spec, target)
     return JobPlan(
         name=name,
         kind=spec.kind,
@@ -114,17 +151,21 @@ def plan(
         npus=npus,
         nodes=nodes,
         resource=target.resource or devices.resource(plugin, server),
-        environment=_environment(spec_json, target, name, npus, nodes, grace) | threads,
+        environment=_environment(spec_json, target, name, npus, nodes, grace) | more,
         labels={
             "app.kubernetes.io/managed-by": "launcher",
             "app.kubernetes.io/name": APPLICATION,
             "app.kubernetes.io/component": spec.kind,
+            **queueing.labels,
         },
         annotations={SPEC_DIGEST: hashlib.sha256(spec_json.encode()).hexdigest()},
+        job_labels=queueing.job_labels,
+        job_annotations=queueing.job_annotations,
+        pod_annotations=queueing.pod_annotations,
         node_selector=devices.node_selector(plugin, server),
         environment_secrets=_given(target.store_secret, target.hub_secret),
         image_pull_secrets=_given(target.image_pull_secret),
-        scheduler=target.scheduler,
+        scheduler=queueing.scheduler,
         service_account=target.service_account,
         priority_class=target.priority_class,
         cpu=target.cpu_per_npu * npus,
@@ -133,7 +174,11 @@ def plan(
         disk_gib=sizes.disk_gib(spec, npus),
         grace_seconds=grace,
         retries=target.retries,
-        ttl_seconds=target.ttl_hours * 3600,
+        ttl_seconds=target.ttl_hours * 3600 if ttl_seconds is None else ttl_seconds,
+        deadline_seconds=queueing.deadline_seconds,
+        suspended=queueing.suspended,
+        subdomain=SUBDOMAIN if world else "",
+        node_file=HCCN_FILE if world else "",
     )
 
 
@@ -163,107 +208,22 @@ def _environment(
     return rows | access.variables()
 
 
-def short_grace(spec: Spec, target: Target) -> str:
-    """Return a warning if the grace that the cluster keeps is too short; empty if it is not."""
-    need, most = _needed(spec, target), target.max_grace_seconds
-    if _grace(spec, target) >= need:
-        return ""
-    state, rate = sizes.state_bytes(spec), target.upload_mib_per_second
-    if not state:
-        return (
-            f"max_grace_seconds {most}: a stopped pod needs {need} s to end and upload its"
-            " pictures, and may have to paint the last ones again"
-        )
-    rest = most - sizes.grace_seconds(spec, sys.maxsize)  # what is left for the upload
-    enough = f", a store of {-(-state // sizes.MIB // rest)} MiB/s nothing" if rest > 0 else ""
-    return (
-        f"max_grace_seconds {most}: a stopped pod needs {need} s to save and upload"
-        f" {output.size(state)} at {rate} MiB/s, so that a stop may cost all since the last"
-        f" checkpoint; a smaller save_every costs less{enough}"
-    )
+def _rendezvous(name: str, target: Target) -> dict[str, str]:
+    """Return how the pods of one world find each other: pod 0 by its name, and until when."""
+    return {
+        "JOB_MASTER": f"{name}-0.{SUBDOMAIN}",
+        "JOB_MASTER_PORT": str(MASTER_PORT),
+        "JOB_RENDEZVOUS_SECONDS": str(target.rendezvous_minutes * 60),
+    }
 
 
-def _needed(spec: Spec, target: Target) -> int:
-    return sizes.grace_seconds(spec, target.upload_mib_per_second)
-
-
-def _grace(spec: Spec, target: Target) -> int:
+def grace_seconds(spec: Spec, target: Target) -> int:
+    """Return how long a pod that is told to stop may take there."""
+    need = sizes.grace_seconds(spec, target.upload_mib_per_second)
     most = 0 if target.backend == "local" else target.max_grace_seconds
-    return min(_needed(spec, target), most or sys.maxsize)
+    return min(need, most or need)
 
 
 def _given(*names: str) -> tuple[str, ...]:
     """Return the names that are set, each once: one Secret may serve two purposes."""
     return tuple(dict.fromkeys(name for name in names if name))
-
-
-def _check_local(spec: Spec, target: Target, npus: int, nodes: int, cores: int) -> None:
-    _check_bucket(target.store)
-    if nodes != 1:
-        raise Usage(f"--nodes {nodes}: the local backend is one node", "--nodes 1")
-    if npus < 1:
-        raise Usage(f"--npus {npus}: a run needs a worker", "--npus 1")
-    most = max(8, cores)
-    if npus > most:
-        # Each worker is a process of about 2 GB; a slip of the finger should not cost a laptop.
-        raise Usage(f"--npus {npus}: more workers than this machine can run", f"--npus {most}")
-    if spec.precision == "bf16":
-        raise Usage(
-            "--precision bf16: MindSpore has no bfloat16 on a CPU", "--precision fp32, or fp16"
-        )
-
-
-def _check_cluster(
-    spec: Spec, target: Target, server: devices.Server, npus: int, nodes: int
-) -> None:
-    _check_places(target)
-    devices.check_npus(server, npus, nodes)
-    if nodes > 1:
-        raise Usage(f"--nodes {nodes}: this version runs on one node", "--nodes 1")
-    _check_memory(spec, target, npus)
-
-
-def _check_places(target: Target) -> None:
-    _check_bucket(target.store)
-    for key, what in (("image", "the image of the jobs"), ("store", "the object store")):
-        if not getattr(target, key):
-            raise Misconfigured(
-                f"{key}: {what} is not set",
-                f"{key} in launcher.toml, LAUNCHER_{key.upper()} or --{key}",
-            )
-    if not _IMAGE.fullmatch(target.image):
-        raise Misconfigured(
-            f"image {target.image!r}: is no name of an image",
-            "registry/name in lower case, with tag or digest: registry/name:tag",
-        )
-    scheme, separator, rest = target.store.partition("://")
-    if not separator or scheme not in ("s3", "file") or (scheme == "file" and rest[:1] != "/"):
-        raise Misconfigured(
-            f"store {target.store!r}: a pod has no such place",
-            "s3://bucket/prefix, or file:///path of a volume that the base manifest mounts",
-        )
-
-
-def _check_bucket(store: str) -> None:
-    scheme, _, rest = store.partition("://")
-    if scheme == "s3" and not _BUCKET.fullmatch(rest.partition("/")[0]):
-        raise Misconfigured(f"store {store!r}: names no bucket", "s3://bucket/prefix")
-
-
-def _check_memory(spec: Spec, target: Target, npus: int) -> None:
-    given, need = target.memory_per_npu_gib * npus, sizes.memory_gib(spec, npus)
-    if given < need:
-        raise Misconfigured(
-            f"memory_per_npu_gib {target.memory_per_npu_gib}: {given} GiB for {npus} NPUs, and this"
-            f" run needs {need}",
-            f"memory_per_npu_gib = {-(-need // npus)}",
-        )
-
-
-def _check_size(spec_json: str) -> None:
-    size = len(spec_json.encode())
-    if size > SPEC_BYTES:
-        raise Misconfigured(
-            f"spec: {size // 1024} KiB as JSON, and a pod's environment takes {SPEC_BYTES // 1024}",
-            "split the prompt file into several runs",
-        )

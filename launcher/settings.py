@@ -20,6 +20,9 @@ FILE = "launcher.toml"
 PREFIX = "LAUNCHER_"
 CONFIG_VARIABLE = "LAUNCHER_CONFIG"
 BACKENDS = ("kubernetes", "local")
+KUEUE = "kueue"
+VOLCANO = "volcano"
+QUEUE_ENGINES = ("", KUEUE, VOLCANO)
 DEFAULT = "default"
 """Provenance of a value that nobody set."""
 
@@ -66,8 +69,14 @@ class Target:
     """schedulerName of the pods; empty means the cluster's default."""
     service_account: str = ""
     """Service account of the pods; empty means the namespace's default, never its token."""
+    queue: str = ""
+    """Queue that runs wait in: a LocalQueue of Kueue, or a Queue of Volcano."""
+    queue_engine: str = ""
+    """Whose queue that is: kueue or volcano; volcano places runs over several nodes as gangs."""
     priority_class: str = ""
-    """PriorityClass of the pods."""
+    """PriorityClass of the pods, and so of the run in its queue."""
+    workload_priority: str = ""
+    """WorkloadPriorityClass of Kueue: the place in the queue alone, not the pods' priority."""
     cpu_per_npu: int = 16
     """CPU cores requested per NPU."""
     memory_per_npu_gib: int = 64
@@ -80,6 +89,8 @@ class Target:
     """A worker silent for longer is killed; graph compilation is silent for up to 30."""
     store_deadline_minutes: int = 30
     """How long a store that is away is retried, then 69; 1 for a folder here unless set."""
+    rendezvous_minutes: int = 30
+    """How long the pods of a run over several nodes wait for each other before they fail."""
     upload_mib_per_second: int = 100
     """Rate to the store that the grace period of a pod is computed with."""
     max_grace_seconds: int = 0
@@ -146,7 +157,7 @@ def load(
                 raise Misconfigured(f"{name}: no such variable", near(name, names))
             force(key, _number(text) if isinstance(_DEFAULTS[key], int) else text, name, name)
     for key, value in flags.items():
-        flag = f"--{key.replace('_', '-')}"
+        flag = _FLAGS.get(key, f"--{key.replace('_', '-')}")
         force(key, value, flag, flag)
     return Settings(Target(**values), origins)  # type: ignore[arg-type]  # checked one by one
 
@@ -179,7 +190,14 @@ def near(word: str, known: Iterable[str]) -> str:
 
 _DEFAULTS: dict[str, str | int] = asdict(Target())
 _MAY_BE_ZERO = ("retries", "ttl_hours", "threads", "max_grace_seconds")
-_CHOICES = {"backend": BACKENDS, "store_addressing": ADDRESSING, "store_checksum": CHECKSUMS}
+_CHOICES = {
+    "backend": BACKENDS,
+    "store_addressing": ADDRESSING,
+    "store_checksum": CHECKSUMS,
+    "queue_engine": QUEUE_ENGINES,
+}
+_FLAGS = {"priority_class": "--priority"}
+"""Flags that are not called as their field."""
 _ENDPOINTS = ("store_endpoint", "store_endpoint_here")
 _REGION = re.compile(r"[A-Za-z0-9-]*")
 
@@ -225,8 +243,9 @@ def _checked(key: str, value: object, where: str) -> str | int:
             "credentials come from the environment, or from the Secret that store_secret names",
         )
     if key in _CHOICES and value not in _CHOICES[key]:
-        what = key.removeprefix("store_")
-        raise Misconfigured(f"{where}: no such {what} {value!r}", near(value, _CHOICES[key]))
+        what = key.removeprefix("store_").replace("_", " ")
+        known = filter(None, _CHOICES[key])
+        raise Misconfigured(f"{where}: no such {what} {value!r}", near(value, known))
     if key in _ENDPOINTS and value:
         return _endpoint(value, where)
     if key == "store_region" and not _REGION.fullmatch(value):

@@ -16,14 +16,14 @@ from typing import Any, Literal
 from jobs import layout
 from jobs.specs import PromptFile, Spec
 from jobs.stores import FileStore, Store
-from launcher import inputs, manifests, names, options, output, places, schema, storage
+from launcher import advice, inputs, manifests, names, options, output, places, schema, storage
 from launcher.backends import local
 from launcher.backends.kubernetes import Kubernetes
 from launcher.backends.localrun import Files
 from launcher.errors import LauncherError, Misconfigured, NameTaken, Unreachable, Usage
 from launcher.inputs import Lora, Prompts
 from launcher.methods import LOCAL_DEFAULT, TINY, Request, Resolved, resolve
-from launcher.plan import JobPlan, plan, short_grace
+from launcher.plan import JobPlan, plan
 from launcher.settings import Settings, Target
 
 Kind = Literal["train", "infer"]
@@ -65,21 +65,20 @@ def submit(kind: Kind, params: Params) -> None:
         name = names.fresh(kind, method, now=now, entropy=os.urandom(4))
 
     def decide() -> JobPlan:
-        counts = {"npus": params["npus"], "nodes": params["nodes"], "cores": _cores()}
-        decided = plan(spec, target, name=name, **counts)
-        if root is None and (warning := short_grace(spec, target)):
-            output.say(f"warning: {warning}")
-        return decided
+        amounts = options.amounts(params)
+        return plan(spec, target, name=name, cores=_cores(), **amounts)
 
     if params["dry_run"]:
         _tell_upload(prompts, target)
-        _print_plan(decide(), target, params["form"])
+        _print_plan(decide(), spec, target, params["form"])
     elif root is not None:
         _submit_locally(decide(), root, prompts, settings, wait=params["wait"])
     else:
         # Asked before anything is decided: with no cluster at all, nothing else is worth saying.
         cluster = Kubernetes(target.context, target.namespace)
-        _submit_to_cluster(cluster, decide(), target, prompts, wait=params["wait"])
+        decided = decide()
+        manifest = _manifest(decided, spec, target)
+        _submit_to_cluster(cluster, decided, manifest, target, prompts, wait=params["wait"])
 
 
 def _prompts(kind: Kind, params: Params) -> Prompts | None:
@@ -152,13 +151,21 @@ def _tell_upload(prompts: Prompts | None, target: Target) -> None:
         output.say(f"not there yet: {what}")
 
 
-def _print_plan(decided: JobPlan, target: Target, form: str) -> None:
+def _print_plan(decided: JobPlan, spec: Spec, target: Target, form: str) -> None:
     if target.backend == "local":
         output.as_document(_plain(asdict(decided)), form)
-        return
-    manifest = manifests.render(decided, manifests.base(decided.kind))
+    else:
+        output.as_document(_manifest(decided, spec, target), form)
+
+
+def _manifest(decided: JobPlan, spec: Spec, target: Target) -> manifests.Manifest:
+    """Return the Job, checked; tell what is likely to go wrong with it."""
+    base = manifests.base(decided.kind)
+    manifest = manifests.render(decided, base)
     schema.check(manifest)
-    output.as_document(manifest, form)
+    for warning in advice.warnings(spec, target, decided, base):
+        output.say(f"warning: {warning}")
+    return manifest
 
 
 def _plain(rows: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,15 +203,19 @@ def _submit_locally(
 
 
 def _submit_to_cluster(
-    cluster: Kubernetes, decided: JobPlan, target: Target, prompts: Prompts | None, *, wait: bool
+    cluster: Kubernetes,
+    decided: JobPlan,
+    manifest: manifests.Manifest,
+    target: Target,
+    prompts: Prompts | None,
+    *,
+    wait: bool,
 ) -> None:
     if wait:
         raise Misconfigured(
             "--wait: this version waits for local runs only",
             f"submit without it, then `kubectl logs -f job/{decided.name}`",
         )
-    manifest = manifests.render(decided, manifests.base(decided.kind))
-    schema.check(manifest)
     created = cluster.submit(decided, manifest, prepare=_prompts_there(target, prompts))
     output.say(f"kubernetes: created job {created.name} in namespace {created.namespace}")
     output.data(created.name)

@@ -56,13 +56,15 @@ def test_three_on_a_910a_is_refused_with_the_reason_and_the_next_count() -> None
     ("server", "npus", "nodes", "hint"),
     [
         ("module-910b-8", 16, 1, "--nodes 2 --npus 8"),
-        ("module-910b-8", 12, 1, "--nodes 2 --npus 6"),
-        ("module-910b-8", 9, 1, "--nodes 2 --npus 5 (10 in all)"),
+        ("module-910b-8", 12, 1, "--nodes 2 --npus 8 (16 in all)"),
         ("module-910b-8", 16, 2, "--nodes 4 --npus 8"),
         ("module", 12, 1, "--nodes 2 --npus 8 (16 in all)"),
         ("card", 3, 1, "--nodes 2 --npus 2 (4 in all)"),
         ("card", 5, 1, "--nodes 4 --npus 2 (8 in all)"),
-        ("module-a3-16", 17, 1, "--nodes 2 --npus 10 (20 in all)"),
+        ("module-a3-16", 17, 1, "--nodes 2 --npus 16 (32 in all)"),
+        ("module-910b-8", 4, 2, "--nodes 1 --npus 8"),
+        ("module-910b-8", 1, 3, "--nodes 1 --npus 3"),
+        ("module", 4, 3, "--nodes 2 --npus 8 (16 in all)"),
     ],
 )
 def test_more_than_a_server_holds_is_refused_with_what_fits(
@@ -72,25 +74,48 @@ def test_more_than_a_server_holds_is_refused_with_what_fits(
 
 
 def test_hccl_does_not_span_twelve_of_a_910a() -> None:
-    error = refused("module", 4, 3)
+    error = refused("half", 4, 3)
     assert "HCCL spans 1, 2, 4 or a multiple of 8 NPUs, not 12" in error.text
+    assert error.hint == "--nodes 4 --npus 4 (16 in all)"
+    check_npus(SERVERS["half"], 4, 3, world=False)
 
 
-def test_a3_gives_single_npus_to_runs_of_one_pod_only() -> None:
-    check_npus(SERVERS["module-a3-16"], 1)
-    assert refused("module-a3-16", 1, 2).hint == "--npus 2 is the next legal count"
-
-
-@given(SERVER, st.integers(-2, 200), st.integers(-1, 40))
-def test_what_a_refusal_proposes_is_legal(server: devices.Server, npus: int, nodes: int) -> None:
+@given(SERVER, st.integers(1, 20), st.integers(2, 40))
+def test_a_world_over_several_nodes_takes_whole_ones(
+    server: devices.Server, npus: int, nodes: int
+) -> None:
     try:
         check_npus(server, npus, nodes)
+    except Usage:
+        assert npus != server.npus or not server.takes(npus * nodes)
+    else:
+        assert npus == server.npus
+        assert server.takes(npus * nodes)
+
+
+@given(SERVER, st.integers(1, 20), st.integers(1, 40))
+def test_without_a_world_each_node_counts_for_itself(
+    server: devices.Server, npus: int, nodes: int
+) -> None:
+    if npus in server.legal:
+        check_npus(server, npus, nodes, world=False)
+    else:
+        with pytest.raises(Usage):
+            check_npus(server, npus, nodes, world=False)
+
+
+@given(SERVER, st.integers(-2, 200), st.integers(-1, 40), st.booleans())
+def test_what_a_refusal_proposes_is_legal(
+    server: devices.Server, npus: int, nodes: int, world: bool
+) -> None:
+    try:
+        check_npus(server, npus, nodes, world=world)
     except Usage as error:
         flags = dict(re.findall(r"--(npus|nodes) (\d+)", error.hint))
         assert flags
         proposed = int(flags.get("npus", max(npus, 1))), int(flags.get("nodes", max(nodes, 1)))
         if npus >= 1 and nodes >= 1:
-            check_npus(server, *proposed)
+            check_npus(server, *proposed, world=world)
             assert proposed[0] * proposed[1] >= npus * nodes
 
 
