@@ -25,6 +25,8 @@ class Snapshot:
     """Events (core/v1) of the Job, its pods, its Workload and PodGroup, oldest first."""
     workload: Mapping[str, Any] | None = None
     """The Workload (kueue.x-k8s.io) that stands for the Job in a queue of Kueue."""
+    queue: tuple[Mapping[str, Any], ...] = ()
+    """All Workloads of the namespace, for the run's position in its queue; empty: not asked."""
     pod_group: Mapping[str, Any] | None = None
     """The PodGroup (scheduling.volcano.sh) that Volcano places the pods by."""
     nodes: tuple[Node, ...] | None = None

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from launcher.backends.apiserver import ApiServer, api_exception
-from launcher.nodes import Node, node, requested
+from launcher.nodes import Node, add, node, requested
 
 NODES = "/api/v1/nodes"
 PODS = "/api/v1/pods"
