@@ -39,7 +39,8 @@ class Attempt:
         if self.ending is None or self.ending.finished is None:
             return None
         doublings = max(0, self.failures + self.free - 1)
-        return self.ending.finished + min(LONGEST, BACKOFF * 2 ** min(doublings, 10))
+        wait = min(LONGEST, BACKOFF * (1 << min(doublings, 10)))
+        return self.ending.finished + wait
 
 
 def newest(pods: Iterable[Object]) -> tuple[Attempt, ...]:

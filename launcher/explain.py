@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Literal
 
 from launcher import admission, attempts, endings, fields, output, podstate, queueing
@@ -129,22 +129,30 @@ def _failed(snapshot: Snapshot, found: _Attempts, fails: fields.Object) -> Expla
         line = f"failed: {message or cause or 'Kubernetes does not say why'}"
         reason = Reason(word="exit", line=line, next_step=endings.advice(code, run))
         return replace(_as("failed", reason), code=code)
-    row = min(
-        blamed, key=lambda row: (row.ending and row.ending.finished or snapshot.now, row.index)
-    )
+    row = min(blamed, key=lambda row: (_end(row) or snapshot.now, row.index))
     ending = row.ending
     line = ending.line if ending else message
     if row.index in gone and ending and ending.retry != "final":
-        allowed = fields.number(snapshot.job, "spec", "backoffLimitPerIndex") or 0
-        line += f"; its {output.counted(allowed, 'retry').replace('retrys', 'retries')} are used up"
-        line = line.replace("its 1 retry are", "its 1 retry is").replace(
-            "its 0 retries are used up", "it has no retries"
-        )
+        line += _used_up(fields.number(snapshot.job, "spec", "backoffLimitPerIndex") or 0)
     code = ending.code if ending else None
     word = ending.word if ending else "exit"
     prefix = f"index {row.index}: " if _many(snapshot) else ""
     reason = Reason(word=word, line=prefix + line, next_step=endings.advice(code, run, word))
     return replace(_as("failed", reason), code=code)
+
+
+def _end(row: Attempt) -> datetime | None:
+    return row.ending.finished if row.ending else None
+
+
+def _used_up(retries: int) -> str:
+    match retries:
+        case 0:
+            return "; it had no retries"
+        case 1:
+            return "; its retry is used up"
+        case _:
+            return f"; its {retries} retries are used up"
 
 
 def _removed(snapshot: Snapshot, found: _Attempts) -> Explanation | None:

@@ -56,8 +56,8 @@ def kueue(job: Object, workload: Object | None, others: Iterable[Object] = ()) -
     if fields.text(reserved, "status") == "True":
         return _checks(workload, queue)
     message = fields.text(reserved, "message")
-    if found := _refused(message, queue):
-        return found
+    if refused := _refused(message, queue):
+        return refused
     past = _evicted(workload)
     line = f"{past + '; ' if past else ''}waits in queue {queue}{position(workload, others)}"
     if found := _UNUSED.search(message):
