@@ -5,6 +5,7 @@ Must not move a byte itself (transfer.py, push.py).
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -203,7 +204,9 @@ def _reading(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if not error.filename or not Path(error.filename).is_relative_to(folder):
+        # A copy names its source even where it was the target's disk that was full.
+        theirs = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if theirs or not error.filename or not Path(error.filename).is_relative_to(folder):
             raise
         raise NotFound(
             f"{error.filename}: cannot be read: {error.strerror}", "it changed meanwhile; try again"

@@ -352,6 +352,21 @@ def test_a_full_disk_while_fetching_is_one_line(place, there, gateway, missing):
     assert "/0.bin\n" not in done.stdout.replace("/.part-0.bin\n", "")
 
 
+def test_a_push_onto_a_full_disk_blames_the_disk(place, missing):
+    tried = subprocess.run(
+        ["unshare", "-m", "sh", "-c", "mount -t tmpfs none /mnt"], capture_output=True, check=False
+    )
+    if tried.returncode:
+        missing("store", "needs root and mount namespaces")
+    (place / "model").mkdir()
+    (place / "model" / "w.bin").write_bytes(bytes(5_000_000))
+    (place / "disk").mkdir()
+    script = 'mount -t tmpfs -o size=2m none disk && "$0" "$@"'
+    done = launch(place, "push", "model", "disk/set", before=("unshare", "-m", "sh", "-c", script))
+    assert done.returncode == 69
+    assert done.stderr.startswith(f"error: store {place}/disk: the disk is full\nhint: make room")
+
+
 def test_watching_a_run_in_s3_ends_with_its_result(place, there, gateway, run, monkeypatch):
     store = store_of(there, gateway)
     files = committed(store, place, [5_000], step=1)
