@@ -60,11 +60,11 @@ def ending(pod: Object) -> Ending | None:
     if code is None:
         return _without_code(pod, phase, reason, finished)
     if fields.text(ended, "reason") == "OOMKilled" and code:
-        line = f"ran out of memory{_limit(pod)} ({_named(code)})"
+        line = f"ran out of memory{_limit(pod)} and ended with {_named(code)}"
         return Ending(word="memory", line=line, code=code, finished=finished)
     row = BY_CODE.get(code)
     words = said(pod)
-    line = f"{'succeeded' if code == 0 else 'failed'} ({_named(code)}){': ' * bool(words)}{words}"
+    line = f"ended with {_named(code)}{': ' * bool(words)}{words}"
     word = "memory" if code == 137 else "exit"
     return Ending(
         word=word, line=line, code=code, retry=row.retry if row else "counted", finished=finished
@@ -119,7 +119,7 @@ def advice(code: int | None, run: str, word: str = "exit") -> str:
 def _named(code: int) -> str:
     row = BY_CODE.get(code)
     name = row.name if row else _SIGNALS.get(code, "")
-    return f"{code}, {name}" if name else f"exit code {code}"
+    return f"{code} ({name})" if name else f"exit code {code}"
 
 
 def _limit(pod: Object) -> str:
@@ -138,7 +138,7 @@ def disrupted(pod: Object, reason: str) -> tuple[str, str]:
 def _without_code(pod: Object, phase: str, reason: str, finished: datetime | None) -> Ending:
     """Return the end of a pod whose program left no code: its node would not have it, as a rule."""
     if phase == "Succeeded":
-        return Ending(word="exit", line="succeeded", code=0, retry="done", finished=finished)
+        return Ending(word="exit", line="ended well", code=0, retry="done", finished=finished)
     node = fields.text(pod, "spec", "nodeName") or "its node"
     message = fields.text(pod, "status", "message").rstrip(". ")
     if reason == "DeadlineExceeded":
@@ -146,7 +146,7 @@ def _without_code(pod: Object, phase: str, reason: str, finished: datetime | Non
     if reason:
         line = f"was refused by {node} ({reason}){': ' * bool(message)}{message}"
         return Ending(word="refused-by-node", line=line, finished=finished)
-    line = "failed without a word" + f": {message}" * bool(message)
+    line = "ended without a word" + f": {message}" * bool(message)
     return Ending(word="unknown", line=line, finished=finished)
 
 

@@ -95,13 +95,13 @@ def _over(snapshot: Snapshot, found: _Attempts) -> Explanation | None:
     """Return how the Job has ended, or is about to."""
     job = snapshot.job
     if fields.condition(job, "Complete", "True"):
-        reason = Reason(word="succeeded", line="succeeded: its results are committed and verified")
+        reason = Reason(word="succeeded", line="its results are committed and verified")
         return replace(_as("succeeded", reason), code=0)
     for kind, state in (("Failed", "failed"), ("FailureTarget", "stopping")):
         if fails := fields.condition(job, kind, "True"):
             answer = _failed(snapshot, found, fails)
             if state == "stopping":
-                line = f"is being stopped, for it has {answer.line.removeprefix('has ')}"
+                line = f"it has failed: {answer.line}"
                 return replace(answer, state="stopping", line=line)
             return answer
     return None
@@ -126,7 +126,7 @@ def _failed(snapshot: Snapshot, found: _Attempts, fails: fields.Object) -> Expla
     blamed = blamed or [row for row in found if row.ending and row.ending.retry != "done"]
     if not blamed:
         code = int(told[2]) if told else None
-        line = f"failed: {message or cause or 'Kubernetes does not say why'}"
+        line = f"{message or cause or 'Kubernetes does not say why'}"
         reason = Reason(word="exit", line=line, next_step=endings.advice(code, run))
         return replace(_as("failed", reason), code=code)
     row = min(blamed, key=lambda row: (_end(row) or snapshot.now, row.index))
@@ -164,11 +164,11 @@ def _removed(snapshot: Snapshot, found: _Attempts) -> Explanation | None:
         if lost := podstate.lost(row, snapshot):
             return _as("lost", lost)
     left = [podstate.grace_left(row, snapshot.now) for row in living]
-    line = "is being removed"
+    line = "is about to be gone"
     if left:
         most = output.duration(max(left).total_seconds())
         pods = "its pod has" if len(left) == 1 else f"its {len(left)} pods have"
-        line = f"is being cancelled: {pods} up to {most} left to save and upload"
+        line = f"cancelled: {pods} up to {most} left to save and upload"
     return _as("stopping", Reason(word="cancelled", line=line))
 
 
@@ -184,9 +184,7 @@ def _held(snapshot: Snapshot, found: _Attempts) -> Explanation | None:
         return _as("suspended" if reason.word == "stopped" else "queued", reason, notes)
     patch = '{"spec":{"suspend":false}}'
     step = f"it goes on with: kubectl patch job {fields.name(job)} -p '{patch}'"
-    reason = Reason(
-        word="suspended", line="is suspended, and by no queue", next_step=step, stuck=True
-    )
+    reason = Reason(word="suspended", line="by hand, no queue holds it", next_step=step, stuck=True)
     return _as("suspended", reason, notes)
 
 

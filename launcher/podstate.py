@@ -71,7 +71,7 @@ def history(row: Attempt, snapshot: Snapshot) -> list[str]:
 
 
 def _past(line: str) -> str:
-    return line if line.startswith(("failed", "ran", "was", "succeeded")) else f"was {line}"
+    return line if line.startswith(("ended", "ran", "was")) else f"was {line}"
 
 
 def _retries(job: Object) -> int:
@@ -102,12 +102,12 @@ def _after(row: Attempt, snapshot: Snapshot) -> tuple[PodState, Reason]:
 def _stopping(row: Attempt, now: datetime) -> Reason:
     why = fields.condition(row.pod, "DisruptionTarget", "True")
     left = output.duration(grace_left(row, now).total_seconds())
-    line = f"is stopping, with up to {left} left to save and upload"
+    line = f"up to {left} left to save and upload"
     if why is None:
         return Reason(word="stopping", line=line)
     word, told = endings.disrupted(row.pod, fields.text(why, "reason"))
     step = "wait: a new pod goes on from the last commit, and no retry is counted"
-    return Reason(word=word, line=f"was {told}; it {line}", next_step=step)
+    return Reason(word=word, line=f"was {told}; {line}", next_step=step)
 
 
 def _running_since(pod: Object) -> datetime | None:
@@ -120,7 +120,7 @@ def _running_since(pod: Object) -> datetime | None:
 
 def _running(pod: Object, since: datetime, now: datetime, progress: Progress | None) -> Reason:
     time = output.duration((now - since).total_seconds())
-    line = f"runs on {fields.text(pod, 'spec', 'nodeName')} for {time}"
+    line = f"on {fields.text(pod, 'spec', 'nodeName')} for {time}"
     if progress is not None and progress.step is not None:
         line += f": step {progress.step} of {progress.steps}"
     elif progress is not None and progress.pictures is not None:

@@ -37,6 +37,11 @@ class Progress:
     committed: int | None = None
     """Step of the newest committed checkpoint."""
     attempts: int | None = None
+    began: str | None = None
+    """When the first step of the newest attempt was logged, ISO 8601, UTC: it had compiled then.
+    Rows that do not name their attempt count as the first's."""
+    newest: str | None = None
+    """When the newest step was logged."""
 
 
 def progress(store: Store, run: str, spec: Mapping[str, Any]) -> Progress:
@@ -54,8 +59,11 @@ def progress(store: Store, run: str, spec: Mapping[str, Any]) -> Progress:
             attempts=attempts,
         )
     metrics = layout.key(run, layout.METRICS)
+    first: Row = {}
     newest: Row = {}
     for row in rows(store, metrics):
+        if not first or row.get("attempt") != first.get("attempt"):
+            first = row
         newest = row
     step, steps = _count(store, metrics, newest, "step"), spec.get("steps")
     pace = _number(store, metrics, newest, "ms_per_step")
@@ -67,6 +75,8 @@ def progress(store: Store, run: str, spec: Mapping[str, Any]) -> Progress:
         seconds_left=_seconds_left(step, steps, pace),
         committed=newest_step(store, run),
         attempts=attempts,
+        began=_time(first),
+        newest=_time(newest),
     )
 
 
@@ -169,6 +179,11 @@ def _number(store: Store, key: str, row: Row, name: str) -> float | None:
 def _damaged(store: Store, key: str, what: str) -> Misconfigured:
     place = store.root / key if isinstance(store, FileStore) else f"{store.url}/{key}"
     return Misconfigured(f"{place}: {what}", "the record is damaged; the other runs are not")
+
+
+def _time(row: Row) -> str | None:
+    found = row.get("time")
+    return found if isinstance(found, str) else None
 
 
 def _seconds_left(step: int | None, steps: int | None, pace: float | None) -> float | None:
