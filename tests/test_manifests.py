@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -42,17 +43,34 @@ KINDS = ("train", "infer")
 # Golden files: regenerate with UPDATE_GOLDEN=1 and read the difference
 
 
-def golden_cases() -> list[tuple[str, Spec, int]]:
+KUEUE = {"queue": "npus", "queue_engine": "kueue"}
+VOLCANO = {"queue": "npus", "queue_engine": "volcano"}
+Case = tuple[str, Spec, dict[str, str], dict[str, int]]
+
+
+def golden_cases() -> list[Case]:
+    """Return name, spec, where it goes other than TARGET, and what else `plan` takes."""
     methods: Any = ("vanilla", "lora", "lora-te")
-    trained = [(f"train-{m}", TrainSpec(method=m)) for m in methods]
-    return [(f"{n}-{k}", s, k) for n, s in [*trained, ("infer", INFER)] for k in (1, 8)]
+    specs: list[tuple[str, Spec]] = [(f"train-{m}", TrainSpec(method=m)) for m in methods]
+    specs.append(("infer", INFER))
+    cases: list[Case] = [(f"{n}-{k}", s, {}, {"npus": k}) for n, s in specs for k in (1, 8)]
+    urgent = {"priority_class": "high", "workload_priority": "urgent"}
+    two, limits = {"npus": 8, "nodes": 2}, {"max_seconds": 8 * 3600, "ttl_seconds": 86400}
+    return [
+        *cases,
+        ("train-lora-8-nodes-2", TrainSpec(), {}, two),
+        ("infer-4-nodes-3", INFER, {}, {"npus": 4, "nodes": 3}),
+        ("train-lora-8-nodes-2-kueue", TrainSpec(), KUEUE | urgent, two | limits),
+        ("train-lora-8-nodes-2-volcano", TrainSpec(), VOLCANO | {"priority_class": "high"}, two),
+        ("infer-4-nodes-3-volcano", INFER, VOLCANO, {"npus": 4, "nodes": 3}),
+    ]
 
 
-@pytest.mark.parametrize(
-    ("name", "spec", "npus"), golden_cases(), ids=lambda value: str(value)[:20]
-)
-def test_the_manifest_is_the_golden_one(name: str, spec: Spec, npus: int) -> None:
-    made = plan(spec, TARGET, name=name, npus=npus)
+@pytest.mark.parametrize("case", golden_cases(), ids=lambda case: case[0])
+def test_the_manifest_is_the_golden_one(case: Case) -> None:
+    name, spec, where, amounts = case
+    target = dataclasses.replace(TARGET, **where)  # type: ignore[arg-type]
+    made = plan(spec, target, name=name, **amounts)  # type: ignore[arg-type]
     text = to_yaml(render(made, base(spec.kind))).encode()
     path = GOLDEN / f"{name}.yaml"
     if os.environ.get("UPDATE_GOLDEN"):
@@ -61,7 +79,7 @@ def test_the_manifest_is_the_golden_one(name: str, spec: Spec, npus: int) -> Non
 
 
 def test_every_golden_file_has_its_case() -> None:
-    assert {path.stem for path in GOLDEN.glob("*.yaml")} == {name for name, _, _ in golden_cases()}
+    assert {path.stem for path in GOLDEN.glob("*.yaml")} == {case[0] for case in golden_cases()}
 
 
 # Laws.
@@ -120,9 +138,17 @@ def test_any_text_reaches_the_container(prompts: list[str], tail: str) -> None:
 
 
 PLANS = st.builds(
-    lambda spec, npus, target, name: plan(spec, target, name=name, npus=npus),
+    lambda spec, npus, nodes, target, name, most: plan(
+        spec,
+        target,
+        name=name,
+        npus=8 if nodes > 1 and spec.kind == "train" else npus,
+        nodes=nodes,
+        max_seconds=most,
+    ),
     st.sampled_from([TrainSpec(), TrainSpec(method="vanilla", precision="fp32"), INFER]),
     st.integers(1, 8),
+    st.integers(1, 3),
     st.builds(
         Target,
         image=st.sampled_from(["a/b:1", "c@sha256:00"]),
@@ -133,11 +159,14 @@ PLANS = st.builds(
         store_secret=st.sampled_from(["", "s"]),
         image_pull_secret=st.sampled_from(["", "p"]),
         scheduler=st.sampled_from(["", "volcano"]),
+        queue=st.sampled_from(["", "npus"]),
+        queue_engine=st.sampled_from(["kueue", "volcano"]),
         service_account=st.sampled_from(["", "runner"]),
         priority_class=st.sampled_from(["", "low"]),
         retries=st.integers(0, 9),
     ),
     st.sampled_from(["cat-1", "dog"]),
+    st.sampled_from([0, 3600]),
 )
 
 
@@ -156,6 +185,10 @@ def owned(path: tuple[str, ...]) -> bool:
     return any(path[: len(prefix)] == prefix for prefix in OWNED)
 
 
+PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
+THEIRS = {"weight": 1, "podAffinityTerm": {"topologyKey": "rack"}}
+
+
 def foreign(kind: str) -> manifests.Manifest:
     """Return a base that an administrator has added to, in owned mappings and elsewhere."""
     made = base(kind)
@@ -165,7 +198,7 @@ def foreign(kind: str) -> manifests.Manifest:
     pod = made["spec"]["template"]["spec"]
     pod["nodeSelector"]["disk"] = "fast"
     pod["imagePullSecrets"] = [{"name": "theirs"}]
-    pod["affinity"] = {"nodeAffinity": {}}
+    pod["affinity"] = {"nodeAffinity": {}, "podAntiAffinity": {PREFERRED: [THEIRS]}}
     pod["containers"].append({"name": "side", "image": "side:1"})
     main = pod["containers"][0]
     main["env"].append({"name": "GLOG_v", "value": "1"})
@@ -201,6 +234,8 @@ def test_what_an_administrator_added_to_an_owned_mapping_stays(made: JobPlan) ->
     assert {"name": "GLOG_v", "value": "1"} in main["env"]
     assert {"configMapRef": {"name": "proxy"}} in main["envFrom"]
     assert main["resources"]["requests"]["hugepages-2Mi"] == "1Gi"
+    assert pod["affinity"]["nodeAffinity"] == {}
+    assert pod["affinity"]["podAntiAffinity"][PREFERRED][0] == THEIRS
 
 
 @settings(deadline=None, max_examples=50)
@@ -219,6 +254,13 @@ def test_a_manifest_says_what_the_plan_says(made: JobPlan) -> None:
     assert manifest["spec"]["backoffLimitPerIndex"] == made.retries
     assert manifest["spec"]["completions"] == manifest["spec"]["parallelism"] == made.nodes
     assert pod["terminationGracePeriodSeconds"] == made.grace_seconds
+    assert manifest["spec"].get("suspend", False) is made.suspended
+    assert manifest["spec"].get("activeDeadlineSeconds", 0) == made.deadline_seconds
+    metadata, of_pods = manifest["metadata"], manifest["spec"]["template"]["metadata"]
+    assert metadata["labels"] == {**made.labels, **made.job_labels}
+    assert of_pods["labels"] == made.labels
+    assert metadata["annotations"] == {**made.annotations, **made.job_annotations}
+    assert of_pods["annotations"] == {**made.annotations, **made.pod_annotations}
     names = [row["name"] for row in main["env"]]
     assert len(names) == len(set(names))
 
@@ -230,6 +272,59 @@ def test_rendering_twice_changes_nothing_and_bytes_are_the_same(made: JobPlan) -
     assert render(made, once) == once
     assert to_yaml(once) == to_yaml(render(made, base(made.kind)))
     assert "&id" not in to_yaml(once)
+
+
+def several(kind: str = "train", **values: Any) -> tuple[Any, Any]:
+    """Return pod and container of a run over two nodes."""
+    spec: Spec = TrainSpec() if kind == "train" else INFER
+    source = values.pop("source", None) or base(kind)
+    pod = render(plan(spec, TARGET, name="cat-1", npus=8, **({"nodes": 2} | values)), source)[
+        "spec"
+    ]
+    assert pod["completionMode"] == "Indexed"
+    return pod["template"]["spec"], pod["template"]["spec"]["containers"][0]
+
+
+def test_pods_of_one_world_have_names_and_the_nodes_addresses() -> None:
+    pod, main = several()
+    assert pod["subdomain"] == "peers"
+    (volume,) = (row for row in pod["volumes"] if row["name"] == "hccn-conf")
+    assert volume["hostPath"] == {"path": "/etc/hccn.conf", "type": "File"}
+    (mount,) = (row for row in main["volumeMounts"] if row["name"] == "hccn-conf")
+    assert (mount["mountPath"], mount["readOnly"]) == ("/etc/hccn.conf", True)
+    hccl = {row["name"] for row in main["env"] if row["name"].startswith("HCCL_")}
+    assert hccl == {"HCCL_CONNECT_TIMEOUT", "HCCL_EXEC_TIMEOUT", "HCCL_IF_IP"}
+
+
+def test_other_pods_have_neither() -> None:
+    for pod, main in (several("infer"), several(nodes=1)):
+        assert "subdomain" not in pod
+        assert "hccn-conf" not in {row["name"] for row in (*pod["volumes"], *main["volumeMounts"])}
+
+
+def test_pods_of_several_nodes_would_rather_not_share_one() -> None:
+    wanted = {
+        "weight": 100,
+        "podAffinityTerm": {
+            "labelSelector": {"matchLabels": {"batch.kubernetes.io/job-name": "cat-1"}},
+            "topologyKey": "kubernetes.io/hostname",
+        },
+    }
+    for kind in KINDS:
+        assert several(kind)[0]["affinity"] == {"podAntiAffinity": {PREFERRED: [wanted]}}
+        assert "affinity" not in several(kind, nodes=1)[0]
+
+
+def test_where_a_runtime_mounts_the_driver_no_file_of_the_node_is_mounted() -> None:
+    source = base("train")
+    pod = source["spec"]["template"]["spec"]
+    driver = {row["name"] for row in pod["volumes"] if "hostPath" in row}
+    pod["volumes"] = [row for row in pod["volumes"] if row["name"] not in driver]
+    main = pod["containers"][0]
+    main["volumeMounts"] = [row for row in main["volumeMounts"] if row["name"] not in driver]
+    pod, main = several(source=source)
+    assert not [row for row in pod["volumes"] if "hostPath" in row]
+    assert "hccn-conf" not in {row["name"] for row in main["volumeMounts"]}
 
 
 def test_an_anchor_in_the_base_is_not_shared() -> None:

@@ -188,11 +188,13 @@ def test_the_jobs_can_be_created_as_they_stand(kubectl, kustomized) -> None:
 def test_the_policy_lists_what_the_jobs_mount_and_no_more(kubectl) -> None:
     (policy,) = kubectl.rendered(K8S, "ValidatingAdmissionPolicy")
     (listed,) = (row for row in policy["spec"]["variables"] if row["name"] == "listed")
-    for kind in ("train", "infer"):
-        volumes = pod(manifests.base(kind))["volumes"]
-        mounted = [row["hostPath"] for row in volumes if "hostPath" in row]
+    where = Target(image="registry.example/jobs:1", store="s3://bucket/runs")
+    made = plan(TrainSpec(), where, name="cat", npus=8, nodes=2)  # mounts one file more
+    several = manifests.render(made, manifests.base("train"))
+    for manifest, more in ((several, []), (manifests.base("infer"), ["File /etc/hccn.conf"])):
+        mounted = [row["hostPath"] for row in pod(manifest)["volumes"] if "hostPath" in row]
         rows = [f"{row['type']} {row['path']}" for row in mounted]
-        assert yaml.safe_load(listed["expression"]) == rows
+        assert yaml.safe_load(listed["expression"]) == rows + more
 
 
 def volume(path: str, kind: str | None = None) -> Callable[[Any, Any], None]:
