@@ -6,7 +6,6 @@
 
 # No `from __future__ import annotations`: Typer would evaluate some 80 texts at each start.
 
-import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -16,15 +15,13 @@ import typer
 from jobs import __version__
 from jobs.errors import JobError
 from launcher import options as o
-from launcher import output, stored, submit
+from launcher import output, startup, stored, submit
 from launcher.errors import LauncherError, Misconfigured
 
 app = typer.Typer(pretty_exceptions_enable=False, **o.PLAIN)
 app.add_typer(submit.app, name="submit")
 
 INTERRUPTED = 130
-COMPLETION_VARIABLE = "_LAUNCHER_COMPLETE"
-"""How a shell asks for completions (click)."""
 # Typer brings its own copy of click in newer versions: its classes are reached through Typer's.
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 _ClickException: type[Exception] = _UsageError.__bases__[0]
@@ -46,31 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _ClickException as error:
         return _wrong_usage(error)
     return code if isinstance(code, int) else 0
-
-
-def _spare_untyped_values() -> None:
-    """Let Typer check only what was typed.
-
-    It checks values with pydantic, which costs more than all the rest of a help text, and checks
-    flags that nobody gave as well. A completion, for which the shell waits at each key, runs
-    nothing and so has nothing to check.
-    """
-    from typer.core import TyperArgument, TyperOption
-
-    completing = COMPLETION_VARIABLE in os.environ
-    if completing:
-        sys.modules["rich"] = None  # type: ignore[assignment]  # would strip markup we don't use
-    for kind in (TyperArgument, TyperOption):
-        check: Any = kind.process_value
-
-        def process_value(self: Any, ctx: Any, value: Any, check: Any = check) -> Any:
-            if completing:
-                return value
-            if value is None and not self.required:
-                return self.callback(ctx, self, value) if self.callback else value
-            return check(self, ctx, value)
-
-        kind.process_value = process_value  # type: ignore[method-assign]
 
 
 def _told(problem: LauncherError, state: dict[str, bool]) -> int:
@@ -153,6 +125,9 @@ def list_(
 def status(
     ctx: typer.Context,
     run: o.Run,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Again at each change, until the run ends: 0 or 70.")
+    ] = False,
     json: o.Json = False,
     backend: o.Backend = None,
     context: o.Context = None,
@@ -160,14 +135,15 @@ def status(
     store: o.Store = None,
     config: o.Config = None,
 ) -> None:
-    """Tell how far a run is, and how it ended.
+    """Tell why a run waits and what to do, how far it is, or how it ended.
 
     \b
+    launcher status first --watch
     launcher status first --json
     """
     from launcher import runs
 
-    runs.show(o.settings(ctx.params), run, as_json=json)
+    runs.show(o.settings(ctx.params), run, as_json=json, watch=watch)
 
 
 @app.command()
@@ -177,8 +153,17 @@ def logs(
     follow: Annotated[
         bool, typer.Option("-f", "--follow", help="Follow; end with 70 if the run fails.")
     ] = False,
+    rank: Annotated[
+        int | None, typer.Option(metavar="R", min=0, help="Only the lines of this worker.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="Only lines of the last 90m, 8h, 7d, ...")
+    ] = None,
     tail: Annotated[
-        int | None, typer.Option(metavar="N", min=0, help="Begin with the last N lines.")
+        int | None, typer.Option(metavar="N", min=0, help="Begin with the last N lines, per node.")
+    ] = None,
+    grep: Annotated[
+        str | None, typer.Option(metavar="REGEX", help="Only lines that match.")
     ] = None,
     backend: o.Backend = None,
     context: o.Context = None,
@@ -186,14 +171,18 @@ def logs(
     store: o.Store = None,
     config: o.Config = None,
 ) -> None:
-    """Print a run's log.
+    """Print a run's log: all its pods, attempts and workers, gone ones from the store.
+
+    Followed, it waits for the pods, goes on in those that replace them, and ends with the run.
 
     \b
     launcher logs first -f --tail 20
+    launcher logs first --rank 0 --since 2h --grep loss=
     """
-    from launcher import runs
+    from launcher import logs as logs_
 
-    runs.print_log(o.settings(ctx.params), run, follow=follow, tail=tail)
+    choice = logs_.choose(rank=rank, since=since, tail=tail, grep=grep)
+    logs_.show(o.settings(ctx.params), run, choice, follow=follow)
 
 
 @app.command()
@@ -227,20 +216,30 @@ app.add_typer(stored.ckpt, name="ckpt")
 @app.command()
 def doctor(
     ctx: typer.Context,
+    pod: Annotated[
+        bool, typer.Option("--pod", help="Try the store from a short pod of the cluster, too.")
+    ] = False,
     json: o.Json = False,
+    backend: o.Backend = None,
+    context: o.Context = None,
+    namespace: o.Namespace = None,
     store: o.Store = None,
+    image: o.Image = None,
+    server: o.Server = None,
     config: o.Config = None,
 ) -> None:
-    """Try everything a run does with the store, and tell which setting is wrong.
+    """Look at all that a run needs of cluster and store, and tell what is wrong.
 
-    A probe is written and removed again; what works is printed as lines of launcher.toml.
+    Each line is ok, warn or fail, with the fix. With --backend local, or where there is no
+    kubeconfig, only the store is tried. A probe is written and removed again.
 
     \b
-    launcher doctor --store s3://bucket/prefix
+    launcher doctor --pod
+    launcher doctor --backend local --store s3://bucket/prefix
     """
     from launcher import doctor as doctor_
 
-    doctor_.examine(o.settings(ctx.params), as_json=json)
+    doctor_.examine(o.settings(ctx.params), pod=pod, as_json=json)
 
 
 @app.command("config")
@@ -275,7 +274,7 @@ def config_(
         configuration.show(o.settings(ctx.params), method, as_json=json)
 
 
-_spare_untyped_values()
+startup.spare_untyped_values()
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -92,6 +92,10 @@ DryRun = Annotated[
 ]
 Form = Annotated[Literal["yaml", "json"], typer.Option("-o", help="Form of --dry-run's output.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Follow the log; end with 70 if the run fails.")]
+Idempotent = Annotated[
+    bool,
+    typer.Option("--idempotent", help="Take the run of that --name if its spec is the same."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

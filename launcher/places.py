@@ -1,4 +1,4 @@
-"""Owns where runs are looked for: the folder of the local backend, the store of their records.
+"""Owns where runs are looked for: the folder of the local backend, a cluster, the store of records.
 
 Must not read a run's records.
 """
@@ -103,22 +103,35 @@ def store_of(settings: Settings, run: str, verb: str) -> Store:
     return records_of(files, localrun.read(files))
 
 
-def find(settings: Settings, run: str, verb: str) -> Files:
-    """Return the local run of that name.
+def here(settings: Settings, run: str) -> Files | None:
+    """Return the run of that name if it is this machine's; None: a cluster is to be asked.
 
     Raises:
-        NotFound: there is none, and no cluster is configured or asked for.
-        Misconfigured: the run is a cluster's; the hint is the kubectl command that serves `verb`.
+        NotFound: the local backend is asked for, and has no such run.
+        Misconfigured: its record is damaged, or the store that was set is no store's address.
     """
     if settings.target.backend == "local":
         files = Files(local_root(settings) / legal(run))
         localrun.read(files)
         return files
-    here = _unasked_root(settings)
-    if here is not None and Files(here / legal(run)).plan.is_file():
-        output.say(f"local: {run} is in {here} (no backend is set; see --backend)")
-        return Files(here / run)
-    raise _kubectl(settings, verb, run, here)
+    root = unasked_root(settings)
+    if root is not None and Files(root / legal(run)).plan.is_file():
+        output.say(f"local: {run} is in {root} (no backend is set; see --backend)")
+        return Files(root / run)
+    return None
+
+
+def find(settings: Settings, run: str, verb: str) -> Files:
+    """Return the local run of that name.
+
+    Raises:
+        NotFound: there is none, and no cluster is configured or asked for.
+        Misconfigured: the run is a cluster's; the hint is the command that serves `verb`.
+    """
+    found = here(settings, run)
+    if found is None:
+        raise _elsewhere(settings, verb, run, unasked_root(settings))
+    return found
 
 
 def local_files(settings: Settings, run: str, store: Store) -> Files | None:
@@ -131,19 +144,18 @@ def local_files(settings: Settings, run: str, store: Store) -> Files | None:
     return None
 
 
-def find_all(settings: Settings) -> Path:
-    """Return the folder of the local runs.
-
-    Raises:
-        Misconfigured: a cluster's runs are asked for; the hint is the kubectl command.
-    """
+def all_here(settings: Settings) -> Path | None:
+    """Return the folder of the local runs if those are meant; None: a cluster's are."""
     if settings.target.backend == "local":
         return local_root(settings)
-    here = _unasked_root(settings)
-    if here is not None and here.is_dir():
-        output.say(f"local: runs of {here} (no backend is set; see --backend)")
-        return here
-    raise _kubectl(settings, "list", "", here)
+    root = unasked_root(settings)
+    asked = settings.is_set("context") or settings.is_set("namespace")
+    if root is not None and root.is_dir() and not asked:
+        output.say(
+            f"local: runs of {root} (no backend is set; --backend kubernetes: the cluster's)"
+        )
+        return root
+    return None
 
 
 def flags(settings: Settings) -> str:
@@ -166,43 +178,20 @@ def legal(run: str) -> str:
     return run
 
 
-def _unasked_root(settings: Settings) -> Path | None:
+def unasked_root(settings: Settings) -> Path | None:
     """Return where local runs would be if nobody chose a backend, or None if somebody did."""
-    return None if settings.is_set("backend") else local_root(settings)
+    cluster = any(settings.origins[key].startswith("--") for key in ("context", "namespace"))
+    return None if settings.is_set("backend") or cluster else local_root(settings)
 
 
-_KUBECTL = {
-    "list": "kubectl get jobs -l app.kubernetes.io/managed-by=launcher",
-    "status": "kubectl describe job/{run}",
-    "logs": "kubectl logs -f job/{run}",
-    "cancel": "kubectl delete job/{run}",
-}
-
-
-_ON_DATA = ("fetch", "ckpt")
-"""Verbs that need the store alone."""
-
-
-def _kubectl(settings: Settings, verb: str, run: str, looked: Path | None) -> LauncherError:
-    if verb in _ON_DATA:
-        hint = "--store names the place that holds its results"
-        if looked is not None:
-            return NotFound(f"run {run!r}: no such run in {looked}", hint)
-        return Misconfigured(f"run {run!r}: no store is set", hint)
-    command = _KUBECTL[verb].format(run=run)
-    target = settings.target
-    if target.namespace:
-        command += f" -n {target.namespace}"
-    if target.context:
-        command += f" --context {target.context}"
-    subject = f"run {run!r}" if run else "list"
-    if run and looked is not None and not (target.namespace or target.context):
-        return NotFound(
-            f"run {run!r}: no such run in {looked} (no backend is set)",
-            f"a cluster's run: {command}; --store names another folder",
-        )
-    where = f"is not in {looked}, and " if looked and run else ""
-    return Misconfigured(
-        f"{subject}: {where}this version asks no cluster: {verb} serves local runs only",
-        f"{command}, or --backend local",
-    )
+def _elsewhere(settings: Settings, verb: str, run: str, looked: Path | None) -> LauncherError:
+    """Return the error for a run of a cluster, where only the store of its results would do."""
+    hint = "--store names the place that holds its results"
+    if verb == "logs":
+        target = settings.target
+        where = f" -n {target.namespace}" if target.namespace else ""
+        where += f" --context {target.context}" if target.context else ""
+        hint = f"kubectl logs -f job/{run}{where}, or --backend local"
+    if looked is not None:
+        return NotFound(f"run {run!r}: no such run in {looked}", hint)
+    return Misconfigured(f"run {run!r}: no store is set", hint)

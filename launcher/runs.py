@@ -1,10 +1,11 @@
 """Owns the verbs on runs of this machine: list, status, logs, cancel. State and records -> words.
 
-Must not decide where a run is (places.py).
+Must not decide where a run is (places.py); what is a cluster's goes to clusterruns.py.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
@@ -12,7 +13,7 @@ from typing import Any
 
 from jobs.errors import BY_CODE
 from jobs.stores import FileStore
-from launcher import output, places, records, storage
+from launcher import output, places, progress, records, redraw, storage
 from launcher.backends import RunState, local, localrun
 from launcher.backends.localrun import Files, Record
 from launcher.errors import (
@@ -26,10 +27,15 @@ from launcher.errors import (
 from launcher.records import Progress
 from launcher.settings import Settings
 
+WATCH_SECONDS = 1
+
 
 def show_all(settings: Settings, *, as_json: bool) -> None:
     """Print every run, oldest first."""
-    root = places.find_all(settings)
+    root = places.all_here(settings)
+    if root is None:
+        _clusterruns().show_all(settings, as_json=as_json)
+        return
     found = []
     for files in localrun.everyone(root):
         try:
@@ -51,12 +57,50 @@ def show_all(settings: Settings, *, as_json: bool) -> None:
         output.say(f"no runs in {root}")
 
 
-def show(settings: Settings, run: str, *, as_json: bool) -> None:
-    """Print what is known of a run."""
-    row = described(places.find(settings, run, "status"))
+def _clusterruns() -> Any:
+    """Return the module of a cluster's runs, which brings more than this machine's runs need."""
+    from launcher import clusterruns
+
+    return clusterruns
+
+
+def show(settings: Settings, run: str, *, as_json: bool, watch: bool = False) -> None:
+    """Print what is known of a run; watching, again at each change until it ends.
+
+    Raises:
+        RunFailed: the run that was watched did not succeed.
+    """
+    files = places.here(settings, run)
+    if files is None:
+        _clusterruns().show(settings, run, as_json=as_json, watch=watch)
+    elif watch:
+        _watch_status(files, as_json=as_json)
+    else:
+        _print(described(files), as_json=as_json)
+
+
+def _watch_status(files: Files, *, as_json: bool) -> None:
+    last = None
+    while True:
+        row = described(files)
+        steady = {**row, "seconds_left": None}
+        if steady != last:
+            redraw.show(row if as_json else _text(row), first=last is None)
+            last = steady
+        if row["state"] != "running":
+            break
+        time.sleep(WATCH_SECONDS)
+    _raise_failure(localrun.look(files))
+
+
+def _print(row: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         output.as_json(row)
-        return
+    else:
+        output.data(_text(row))
+
+
+def _text(row: dict[str, Any]) -> str:
     code = row["code"]
     state = row["state"] if code is None else f"{row['state']} ({code}, {row['code_name']})"
     if row["state"] == "interrupted":
@@ -72,9 +116,7 @@ def show(settings: Settings, run: str, *, as_json: bool) -> None:
         "submitted": row["submitted"],
         "records": row["records"],
     }
-    for key, value in lines.items():
-        if value:
-            output.data(f"{key:<11}{value}")
+    return "\n".join(f"{key:<11}{value}" for key, value in lines.items() if value)
 
 
 def print_log(settings: Settings, run: str, *, follow: bool, tail: int | None) -> None:
@@ -116,13 +158,17 @@ def watch(files: Files, offset: int, write: Callable[[bytes], None], flags: str)
                 f" `launcher cancel {name}{flags}` ends it"
             )
         raise
-    state = localrun.look(files)
-    if state.state != "succeeded":
-        hint = f"the same submission with --name {name} goes on from its last commit"
-        raise RunFailed(f"run {name!r}: {_how_it_ended(state)}", hint if state.resumable else "")
+    _raise_failure(localrun.look(files))
     row = _result(files)
     numbers = " ".join(f"{key}={value}" for key, value in row.items() if key in _RESULT)
     output.say(f"{name}: succeeded {numbers}".rstrip())
+
+
+def _raise_failure(state: RunState) -> None:
+    if state.state != "succeeded":
+        hint = f"the same submission with --name {state.name} goes on from its last commit"
+        text = f"run {state.name!r}: {_how_it_ended(state)}"
+        raise RunFailed(text, hint if state.resumable else "")
 
 
 def _result(files: Files) -> dict[str, Any]:
@@ -134,7 +180,10 @@ def _result(files: Files) -> dict[str, Any]:
 
 def cancel(settings: Settings, run: str, *, now: bool) -> None:
     """Stop a run, wait for its end and tell how it ended."""
-    files = places.find(settings, run, "cancel")
+    files = places.here(settings, run)
+    if files is None:
+        _clusterruns().cancel(settings, run, now=now)
+        return
     living = localrun.alive(files)
     if living:
         output.say(f"{run}: " + ("killing it" if now else "stopping; it commits what it has first"))
@@ -189,18 +238,7 @@ def _progress(files: Files, record: Record) -> Progress:
 def how_far(row: dict[str, Any]) -> str:
     """Return the progress of a run for people."""
     known = Progress(**{key: row[key] for key in Progress.__dataclass_fields__})
-    parts = []
-    if row["kind"] == "infer":
-        parts.append(f"{known.pictures} of {known.asked} pictures")
-    elif known.step is not None:
-        parts.append(f"step {known.step} of {known.steps}")
-    if known.loss is not None:
-        parts.append(f"loss {known.loss:.4g}")
-    if known.images_per_second is not None:
-        parts.append(f"{known.images_per_second:.3g} img/s")
-    if known.seconds_left is not None:
-        parts.append(f"about {output.duration(known.seconds_left)} left")
-    return ", ".join(parts)
+    return progress.words(str(row["kind"]), known)
 
 
 def _how_it_ended(state: RunState) -> str:

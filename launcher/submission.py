@@ -58,8 +58,10 @@ def submit(kind: Kind, params: Params) -> None:
     )
     if root is not None:
         _tell_defaults(resolved, settings)
-    spec = resolved.spec if root is None else _placed(resolved)
+    spec = resolved.spec if root is None else _placed(resolved, target)
     name = params["name"]
+    if name is None and params["idempotent"]:
+        raise Usage("--idempotent: a name that is made up is never used again", "give --name, too")
     if name is None:
         method, now = getattr(spec, "method", ""), datetime.now(UTC)
         name = names.fresh(kind, method, now=now, entropy=os.urandom(4))
@@ -72,13 +74,15 @@ def submit(kind: Kind, params: Params) -> None:
         _tell_upload(prompts, target)
         _print_plan(decide(), spec, target, params["form"])
     elif root is not None:
-        _submit_locally(decide(), root, prompts, settings, wait=params["wait"])
+        how = {key: params[key] for key in ("wait", "idempotent")}
+        _submit_locally(decide(), root, prompts, settings, **how)
     else:
         # Asked before anything is decided: with no cluster at all, nothing else is worth saying.
         cluster = Kubernetes(target.context, target.namespace)
         decided = decide()
         manifest = _manifest(decided, spec, target)
-        _submit_to_cluster(cluster, decided, manifest, target, prompts, wait=params["wait"])
+        how = {key: params[key] for key in ("wait", "idempotent")}
+        _submit_to_cluster(cluster, decided, manifest, settings, prompts, **how)
 
 
 def _prompts(kind: Kind, params: Params) -> Prompts | None:
@@ -111,11 +115,11 @@ def _flags(
     return flags
 
 
-def _placed(resolved: Resolved) -> Spec:
+def _placed(resolved: Resolved, target: Target) -> Spec:
     """Return the spec with the paths of this machine checked and absolute."""
     given = resolved.spec.model_dump(include={"model", "data"})
     found = {
-        key: inputs.place(key, value, resolved.origins[key])
+        key: inputs.place(key, value, resolved.origins[key], storage.access(target))
         for key, value in given.items()
         if value != TINY
     }
@@ -178,7 +182,13 @@ def _plain(rows: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _submit_locally(
-    decided: JobPlan, root: Path, prompts: Prompts | None, settings: Settings, *, wait: bool
+    decided: JobPlan,
+    root: Path,
+    prompts: Prompts | None,
+    settings: Settings,
+    *,
+    wait: bool,
+    idempotent: bool,
 ) -> None:
     from launcher import runs
 
@@ -187,8 +197,10 @@ def _submit_locally(
     if storage.remote(store.url):
         _check_free(store, name, root)
     with inputs.in_store(store, prompts or Prompts(())):
-        started = local.submit(decided, root, flags=flags)
-    if started.resumed:
+        started = local.submit(decided, root, flags=flags, idempotent=idempotent)
+    if started.existed:
+        output.say(f"local: there is already, with the same spec: {name}")
+    elif started.resumed:
         output.say(f"local: resuming {name} from its last commit")
     else:
         where = str(started.files.run)
@@ -206,19 +218,21 @@ def _submit_to_cluster(
     cluster: Kubernetes,
     decided: JobPlan,
     manifest: manifests.Manifest,
-    target: Target,
+    settings: Settings,
     prompts: Prompts | None,
     *,
     wait: bool,
+    idempotent: bool,
 ) -> None:
+    there = _prompts_there(settings.target, prompts)
+    run = cluster.submit(decided, manifest, prepare=there, idempotent=idempotent)
+    what = "there is already, with the same spec:" if run.existed else "created"
+    output.say(f"kubernetes: {what} job {run.name} in namespace {run.namespace}")
+    output.data(run.name)
     if wait:
-        raise Misconfigured(
-            "--wait: this version waits for local runs only",
-            f"submit without it, then `kubectl logs -f job/{decided.name}`",
-        )
-    created = cluster.submit(decided, manifest, prepare=_prompts_there(target, prompts))
-    output.say(f"kubernetes: created job {created.name} in namespace {created.namespace}")
-    output.data(created.name)
+        from launcher import clusterruns
+
+        clusterruns.wait(cluster, run.name, settings)
 
 
 def _prompts_there(

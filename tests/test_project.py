@@ -29,7 +29,9 @@ CONTRACT = {
     "stores", "transfers",
 }  # fmt: skip
 """The half of jobs/ that the launcher reads too: no framework behind any of it."""
-OF_CLUSTER = {"backends/apiserver.py", "backends/podlogs.py", "doctor.py", "schema.py"}
+OF_CLUSTER = {
+    "backends/apiserver.py", "backends/podlogs.py", "backends/refusals.py", "doctor.py", "schema.py",
+}  # fmt: skip
 """The modules of launcher/ that may import the Kubernetes client."""
 
 
@@ -203,7 +205,10 @@ def test_readme_has_the_two_lines_that_ci_runs() -> None:
 
 def test_the_wheel_carries_the_bases() -> None:
     target = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert target["force-include"] == {"k8s/jobs": "launcher/bases"}
+    from launcher.rights import _FILES
+
+    rights = {f"k8s/{path}": f"launcher/bases/rbac/{name}.yaml" for name, path in _FILES.items()}
+    assert target["force-include"] == {"k8s/jobs": "launcher/bases", **rights}
     assert set(target["packages"]) == {"jobs", "launcher"}
     assert {path.name for path in (ROOT / "k8s/jobs").iterdir()} == {"train.yaml", "infer.yaml"}
 

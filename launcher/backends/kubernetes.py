@@ -1,20 +1,28 @@
-"""Owns a run on a cluster: try its Job there, create it.
+"""Owns a run on a cluster: try its Job there, create it, find it, delete it.
 
 Must not decide anything about a run nor build a manifest. Sends what it is given as it is, so that
-`submit` and `--dry-run -o yaml | kubectl create -f -` create the same Job.
+`submit` and `--dry-run -o yaml | kubectl create -f -` create the same Job. Lists are listing.py's,
+and all that belongs to one run is snapshots.py's.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
+from launcher import fields
+from launcher.backends import listing, snapshots
 from launcher.backends.apiserver import ApiServer, api_exception, message_of, translated
-from launcher.errors import Misconfigured, Unreachable
-from launcher.plan import JobPlan
+from launcher.backends.listing import Row
+from launcher.backends.snapshots import JOBS, PODS
+from launcher.errors import LauncherError, Misconfigured, NameTaken, NotFound, Unreachable
+from launcher.plan import SPEC_DIGEST, JobPlan
+from launcher.snapshot import Snapshot
 
 Manifest = Mapping[str, Any]
 
@@ -25,13 +33,22 @@ OLDEST = (1, 31)
 _TOLERATED = re.compile(r'cannot create resource "pods"|exceeded quota')
 
 
+LOOKS = (0, 2, 5)
+"""Seconds before each look for a Job whose create was not answered; a server may be restarting."""
+KILLING = 1
+"""Seconds of grace of `cancel --now`, kubectl's own for --now: the kubelet kills, and says when it
+is done. With 0 the pod's name would be gone while its processes still hold the NPUs."""
+
+
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """A Job that was created."""
+    """A Job that was created, or was there already."""
 
     namespace: str
     name: str
     uid: str
+    existed: bool = False
+    """Whether it is the one of an earlier submission of the same spec."""
 
 
 class Kubernetes:
@@ -53,6 +70,8 @@ class Kubernetes:
         plan: JobPlan,
         manifest: Manifest,
         prepare: AbstractContextManager[None, bool | None] | None = None,
+        *,
+        idempotent: bool = False,
     ) -> Submitted:
         """Create the Job, once; whatever would refuse it is asked first.
 
@@ -60,6 +79,7 @@ class Kubernetes:
             plan: the run.
             manifest: the Job.
             prepare: entered between the asking and the create, for what the Job will need.
+            idempotent: return the Job of that name if it was submitted with the same spec.
 
         Raises:
             NameTaken: a Job of that name exists.
@@ -67,19 +87,130 @@ class Kubernetes:
             Misconfigured: server too old, no such namespace, or an invalid manifest.
             Unreachable: no server, or none that answers in time.
         """
-        self.dry_run_server(manifest)
-        with prepare or nullcontext():
-            return self._create(plan, manifest)
+        try:
+            self.dry_run_server(manifest)
+            with prepare or nullcontext():
+                return self._create(plan, manifest)
+        except NameTaken:
+            if not idempotent:
+                raise
+            return self._same(plan)
 
     def _create(self, plan: JobPlan, manifest: Manifest) -> Submitted:
         try:
             with translated(self.server, plan.name):
-                created = self._post(_JOBS, manifest)["metadata"]
+                created = self._post(JOBS, manifest)["metadata"]
         except Unreachable as error:
             # The request may have got through and only its answer been lost.
-            hint = f"see whether it exists: kubectl get job {plan.name}"
-            raise Unreachable(error.text, hint) from error
+            return self._found_after(error, plan)
         return Submitted(created["namespace"], created["name"], created["uid"])
+
+    def _found_after(self, error: Unreachable, plan: JobPlan) -> Submitted:
+        """Return the Job if it is there in spite of an answer that was lost; its name was free."""
+        for seconds in LOOKS:
+            time.sleep(seconds)
+            try:
+                found = self._same(plan)
+            except NotFound as gone:
+                hint = f"run {plan.name!r} was not created; submit it again"
+                raise Unreachable(error.text, hint) from gone
+            except NameTaken:
+                raise  # somebody else's, created meanwhile
+            except LauncherError:
+                continue
+            return Submitted(found.namespace, found.name, found.uid)
+        # Only its Job could tell; the name keeps a second submission from starting it twice.
+        hint = f"it may exist: launcher status {plan.name}, or submit again with --idempotent"
+        raise Unreachable(error.text, hint) from error
+
+    def _same(self, plan: JobPlan) -> Submitted:
+        """Return the run of that name.
+
+        Raises:
+            NameTaken: it was submitted with another spec, or is being deleted.
+            LauncherError: as `find` does.
+        """
+        found = self.find(plan.name)
+        metadata = found["metadata"]
+        if "deletionTimestamp" in metadata:
+            raise NameTaken(f"run {plan.name!r}: is being cancelled", "wait until it is gone")
+        digest = plan.annotations[SPEC_DIGEST]
+        if fields.text(found, "metadata", "annotations", SPEC_DIGEST) != digest:
+            raise NameTaken(
+                f"run {plan.name!r}: exists with another spec",
+                "choose another --name, or repeat its values",
+            )
+        return Submitted(metadata["namespace"], metadata["name"], metadata["uid"], existed=True)
+
+    def runs(self) -> list[Row]:
+        """Return the launcher's runs of the namespace, oldest first.
+
+        Raises:
+            Misconfigured: there is no such namespace.
+            Forbidden, Unreachable: the cluster refuses, or does not answer.
+        """
+        return listing.runs(self.api)
+
+    def find(self, run: str) -> Mapping[str, Any]:
+        """Return a run's Job.
+
+        Raises:
+            NotFound: there is no such Job.
+            Misconfigured: it is not the launcher's, or there is no such namespace.
+            Forbidden, Unreachable: the cluster refuses, or does not answer.
+        """
+        return snapshots.job(self.api, run)
+
+    def snapshot(self, run: str) -> Snapshot:
+        """Return all that the cluster says of a run.
+
+        Raises:
+            LauncherError: as `find` does.
+        """
+        return snapshots.snapshot(self.api, run)
+
+    def cancel(self, job: Mapping[str, Any], *, now: bool = False) -> None:
+        """Delete a Job and, before it goes, its pods; return at once.
+
+        Each pod gets its grace period, within which the run saves what it has.
+
+        Args:
+            job: as `find` returned it; another Job of that name is left alone.
+            now: kill the pods instead.
+
+        Raises:
+            NotFound: it is gone already.
+            Forbidden, Unreachable: the cluster refuses, or does not answer.
+        """
+        name, uid = fields.name(job), fields.uid(job)
+        how: dict[str, Any] = {"preconditions": {"uid": uid}}
+        with translated(self.server, name):
+            path = f"{JOBS.format(namespace=self.namespace)}/{name}"
+            try:
+                self.api.delete(path, {**how, "propagationPolicy": "Foreground"})
+            except api_exception() as error:
+                if error.status in (404, 409):  # 409: the name is another Job's by now
+                    raise NotFound(f"run {name!r}: is gone already") from error
+                raise
+            if now:
+                self._kill(name, uid)
+
+    def _kill(self, run: str, job: str) -> None:
+        """Delete the pods of a Job with no time to end; raises as `ApiServer.delete`."""
+        at = datetime.now(UTC)
+        for pod in snapshots.pods_of(self.api, run):
+            owners = fields.rows(pod, "metadata", "ownerReferences")
+            if job not in [row.get("uid") for row in owners]:
+                continue
+            # Nobody is left to confirm the end of a pod whose node is lost.
+            grace = 0 if snapshots.overdue(pod, at) else KILLING
+            path = f"{PODS.format(namespace=self.namespace)}/{fields.name(pod)}"
+            body = {"gracePeriodSeconds": grace, "preconditions": {"uid": fields.uid(pod)}}
+            try:
+                self.api.delete(path, body)
+            except api_exception() as error:
+                if error.status not in (404, 409):
+                    raise
 
     def dry_run_server(self, manifest: Manifest) -> None:
         """Let the server judge the Job, and its pod as well: a Job passes whose pods are refused.
@@ -90,9 +221,9 @@ class Kubernetes:
         name = manifest["metadata"]["name"]
         with translated(self.server, name):
             self._check_version()
-            self._post(_JOBS, manifest, dry_run=True)
+            self._post(JOBS, manifest, dry_run=True)
             try:
-                self._post(_PODS, _first_pod(manifest), dry_run=True)
+                self._post(PODS, _first_pod(manifest), dry_run=True)
             except api_exception() as error:
                 if error.status != 403 or not _TOLERATED.search(message_of(error)):
                     raise
@@ -114,10 +245,6 @@ class Kubernetes:
         namespace = body["metadata"].get("namespace") or self.namespace
         query = [("dryRun", "All")] * dry_run
         return self.api.post(path.format(namespace=namespace), body, query)
-
-
-_JOBS = "/apis/batch/v1/namespaces/{namespace}/jobs"
-_PODS = "/api/v1/namespaces/{namespace}/pods"
 
 
 def _first_pod(manifest: Manifest) -> dict[str, Any]:

@@ -37,10 +37,17 @@ class Started:
     resumed: bool
     offset: int
     """Where this attempt's part of console.log begins, in bytes."""
+    existed: bool = False
+    """Nothing was started: it is the run of an earlier submission of the same values."""
 
 
 def submit(
-    plan: JobPlan, root: Path, *, program: Sequence[str] | None = None, flags: str = ""
+    plan: JobPlan,
+    root: Path,
+    *,
+    program: Sequence[str] | None = None,
+    flags: str = "",
+    idempotent: bool = False,
 ) -> Started:
     """Start the run, or go on with an unfinished one of the same name and spec.
 
@@ -49,6 +56,7 @@ def submit(
         root: the folder for the files of runs, as a rule the store as well; made if need be.
         program: the supervisor's command line; none means jobs.runtime.
         flags: what another verb needs to find the run, with a blank before; for hints.
+        idempotent: where the run cannot be gone on with, return it if it has the same values.
 
     Raises:
         NameTaken: the run lives, has ended for good, or was submitted with another spec.
@@ -61,7 +69,13 @@ def submit(
     with writing(what, "--store names another folder" if there else "submit from another folder"):
         files = Files(root / plan.name)
         if files.run.exists():
-            return _resume(plan, files, program or PROGRAM, flags)
+            try:
+                return _resume(plan, files, program or PROGRAM, flags)
+            except NameTaken:
+                if not idempotent or not _same(plan, files):
+                    raise
+            offset = localrun.tail(files, 0)
+            return Started(files=files, resumed=False, offset=offset, existed=True)
         return _create(plan, files, program or PROGRAM)
 
 
@@ -177,6 +191,15 @@ def _check_resumable(plan: JobPlan, files: Files, old: Record) -> None:
             f"run {plan.name!r}: exists, unfinished, with other values: {'; '.join(changes)}",
             "choose another --name, or repeat its values to go on with it",
         )
+
+
+def _same(plan: JobPlan, files: Files) -> bool:
+    """Return whether the run of that name was submitted from here, with the same values."""
+    try:
+        old = localrun.read(files)
+    except NotFound:
+        return False
+    return not _differences(old, _record(plan, uid=old.uid, submitted=old.submitted))
 
 
 def _differences(old: Record, new: Record) -> list[str]:
