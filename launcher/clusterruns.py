@@ -16,13 +16,14 @@ from launcher import endings, fields, output, places, redraw
 from launcher.backends.following import Changes
 from launcher.backends.kubernetes import Kubernetes
 from launcher.clusterstatus import Told, look
-from launcher.errors import NotFound, RunFailed, Unreachable
+from launcher.errors import Forbidden, NotFound, RunFailed, Unreachable
 from launcher.settings import Settings
 
 REFRESH_SECONDS = 10
 """A status that is watched is fetched anew so often where nothing wakes it: records change, too."""
 AWAY_SECONDS = 300
 """An API server may be away for so long before a verb that waits gives up."""
+REFUSED_SECONDS = 60
 RETRY_SECONDS = 2
 
 
@@ -222,12 +223,16 @@ class _Away:
         """
         try:
             yield
-        except Unreachable as error:
+        except (Unreachable, Forbidden) as error:
+            away = time.monotonic() - self.since if self.since else 0.0
+            # A server that was just started refuses everything until it knows its roles.
+            if isinstance(error, Forbidden) and not 0 < away < REFUSED_SECONDS:
+                raise
+            if away > AWAY_SECONDS:
+                raise
             if not self.since:
                 self.since = time.monotonic()
                 output.say(f"{error.text}; waiting for it")
-            elif time.monotonic() - self.since > AWAY_SECONDS:
-                raise
         else:
             if self.since:
                 output.say("the cluster answers again")

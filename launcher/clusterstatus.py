@@ -16,6 +16,7 @@ from launcher.explain import Explanation, explain
 from launcher.records import Progress
 from launcher.settings import Target
 from launcher.snapshot import Snapshot
+from launcher.timeline import timeline, told
 
 KIND = "app.kubernetes.io/component"
 ENDED = ("succeeded", "failed")
@@ -75,6 +76,7 @@ class Told:
             "namespace": fields.text(job, "metadata", "namespace"),
             "nodes": fields.number(job, "spec", "parallelism"),
             "workers": self._workers(),
+            "phases": [asdict(phase) for phase in timeline(self.snapshot, self.progress)],
             **asdict(self.progress or Progress()),
             "records": clusterrecords.address(job),
             "unread": self.unread,
@@ -91,6 +93,7 @@ class Told:
             ("progress", self._progress()),
             ("committed", "" if row["committed"] is None else f"step {row['committed']}"),
             ("retries", self._retries()),
+            ("phases", told(timeline(self.snapshot, self.progress))),
             ("submitted", row["submitted"]),
             ("records", row["records"]),
         ]

@@ -83,17 +83,20 @@ class Changes:
 
     def _listen(self, path: str, query: tuple[str, str]) -> None:
         """Watch until the end, through whatever befalls the server."""
-        pause = 0.0
+        pause, allowed = 0.0, False
         while not self._over.wait(pause):
             try:
                 with translated(self._api.host, self._run):
                     self._read(path, query)
-                pause = 0.0
+                pause, allowed = 0.0, True
             except Unreachable:
                 pause = min(5.0, pause + 1)  # the waiter's own fetch tells it
             except LauncherError as error:
-                self._seen.put(error)
-                return
+                if not allowed:
+                    self._seen.put(error)
+                    return
+                # A server that was just started refuses everything until it knows its roles.
+                pause = min(5.0, pause + 1)
 
     def _read(self, path: str, query: tuple[str, str]) -> None:
         """Read one watch until it ends; what it begins with is what there is."""
