@@ -113,33 +113,31 @@ def plan(
         Misconfigured: image, store, server, plugin, queue or memory of the target, or the spec's
             size.
     """
+    names.check(name, nodes)
+    gang = nodes if spec.kind == "train" else 1
+    if target.backend == "local":
+        _check_local(spec, target, npus, nodes, cores, (max_seconds, ttl_seconds))
+        queueing = queues.Queueing()
+    else:
+        _check_cluster(spec, target, npus, nodes)
+        queueing = queues.queueing(target, gang=gang, max_seconds=max_seconds)
+    ttl = target.ttl_hours * 3600 if ttl_seconds is None else ttl_seconds
+    return _decided(spec, target, name, (npus, nodes, cores), ttl, queueing)
+
+
+def _decided(
+    spec: Spec,
+    target: Target,
+    name: str,
+    counts: tuple[int, int, int],
+    ttl_seconds: int,
+    queueing: queues.Queueing,
+) -> JobPlan:
     from jobs.specs import to_json
 
-    names.check(name, nodes)
-    local = target.backend == "local"
-    server = devices.server(target.server)
-    plugin = devices.plugin(target.plugin)
+    npus, nodes, cores = counts
+    server, plugin = devices.server(target.server), devices.plugin(target.plugin)
     world = nodes > 1 and spec.kind == "train"
-    queueing, more = queues.Queueing(), {}
-    if local:
-        limits.check_local(spec, target, npus, nodes, cores)
-        if max_seconds or ttl_seconds is not None:
-            flag = "--max-duration" if max_seconds else "--ttl"
-            raise Usage(f"{flag}: no cluster keeps time for a local run", f"leave {flag} out")
-        more["JOB_THREADS"] = str(target.threads or max(1, cores // npus))
-    else:
-        limits.check_places(target)
-        devices.check_npus(server, npus, nodes, world=spec.kind == "train")
-        limits.check_memory(spec, target, npus)
-        queueing = queues.queueing(
-            target,
-            server,
-            gang=nodes if world else 1,
-            max_seconds=max_seconds,
-            mindcluster=plugin.selects_server,
-        )
-    if world:
-        more |= _rendezvous(name, target)
     spec_json = to_json(spec)
     limits.check_size(spec_json)
     grace = grace_seconds(spec, target)
@@ -151,7 +149,9 @@ def plan(
         npus=npus,
         nodes=nodes,
         resource=target.resource or devices.resource(plugin, server),
-        environment=_environment(spec_json, target, name, npus, nodes, grace) | more,
+        environment=_environment(spec_json, target, name, npus, nodes, grace)
+        | _threads(target, npus, cores)
+        | (_rendezvous(name, target) if world else {}),
         labels={
             "app.kubernetes.io/managed-by": "launcher",
             "app.kubernetes.io/name": APPLICATION,
@@ -174,12 +174,32 @@ def plan(
         disk_gib=sizes.disk_gib(spec, npus),
         grace_seconds=grace,
         retries=target.retries,
-        ttl_seconds=target.ttl_hours * 3600 if ttl_seconds is None else ttl_seconds,
+        ttl_seconds=ttl_seconds,
         deadline_seconds=queueing.deadline_seconds,
         suspended=queueing.suspended,
         subdomain=SUBDOMAIN if world else "",
         node_file=HCCN_FILE if world else "",
     )
+
+
+def _check_local(
+    spec: Spec,
+    target: Target,
+    npus: int,
+    nodes: int,
+    cores: int,
+    limit: tuple[int, int | None],
+) -> None:
+    limits.check_local(spec, target, npus, nodes, cores)
+    if limit != (0, None):
+        flag = "--max-duration" if limit[0] else "--ttl"
+        raise Usage(f"{flag}: no cluster keeps time for a local run", f"leave {flag} out")
+
+
+def _check_cluster(spec: Spec, target: Target, npus: int, nodes: int) -> None:
+    limits.check_places(target)
+    devices.check_npus(devices.server(target.server), npus, nodes, world=spec.kind == "train")
+    limits.check_memory(spec, target, npus)
 
 
 def _environment(
@@ -206,6 +226,13 @@ def _environment(
         checksum=target.store_checksum,
     )
     return rows | access.variables()
+
+
+def _threads(target: Target, npus: int, cores: int) -> dict[str, str]:
+    """Return how this machine's cores are shared out; on an NPU nobody asks."""
+    if target.backend != "local":
+        return {}
+    return {"JOB_THREADS": str(target.threads or max(1, cores // npus))}
 
 
 def _rendezvous(name: str, target: Target) -> dict[str, str]:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from launcher.devices import Server
+from launcher import devices
 from launcher.errors import Misconfigured
 from launcher.settings import KUEUE, VOLCANO, Target
 
@@ -72,20 +72,16 @@ def places_whole(target: Target) -> bool:
     return engine(target) != "" or _by_volcano(target)
 
 
-def queueing(
-    target: Target, server: Server, *, gang: int = 1, max_seconds: int = 0, mindcluster: bool
-) -> Queueing:
+def queueing(target: Target, *, gang: int = 1, max_seconds: int = 0) -> Queueing:
     """Return what the Job of a run has to carry.
 
     Args:
         target: where it goes.
-        server: type of server.
         gang: pods that are of use only together; 1 where each works for itself.
         max_seconds: how long the run may take; 0 means for ever.
-        mindcluster: whether the device plugin, and so the build of Volcano, is MindCluster's.
 
     Raises:
-        Misconfigured: queue, engine or priority cannot be what they are set to.
+        Misconfigured: queue, engine, priority, server or plugin cannot be what they are set to.
     """
     for key in ("queue", "priority_class", "workload_priority"):
         value = getattr(target, key)
@@ -106,8 +102,8 @@ def queueing(
         scheduler = scheduler or VOLCANO
         if gang > 1:
             of_job[VOLCANO_GANG] = str(gang)  # read from the pods' owner
-        if mindcluster:
-            labels[MINDCLUSTER_RING] = server.ring
+        if devices.plugin(target.plugin).selects_server:  # MindCluster's, and so its Volcano
+            labels[MINDCLUSTER_RING] = devices.server(target.server).ring
             if gang > 1:
                 of_pods[MINDCLUSTER_GANG] = str(gang)  # read from the pods themselves
     return Queueing(

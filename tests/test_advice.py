@@ -90,7 +90,7 @@ def test_a_folder_that_the_base_mounts_is_none_of_this_machines() -> None:
     claim = {"persistentVolumeClaim": {"claimName": "sets"}}
     source = with_volume("sets", "/srv/sets", **claim)
     assert told(TrainSpec(data="/srv/sets/cats"), source=source) == []
-    assert len(told(TrainSpec(data="/srv/settings"), source=source)) == 1
+    assert len(told(TrainSpec(data="/srv/sets2"), source=source)) == 1
     passing = with_volume("sets", "/srv/sets", emptyDir={})
     assert len(told(TrainSpec(data="/srv/sets/cats"), source=passing)) == 1
 

@@ -149,3 +149,19 @@ def test_a_named_file_has_to_exist(tmp_path):
         load({}, config=tmp_path / "gone.toml", environment={})
     with pytest.raises(Misconfigured, match="cannot be read"):
         load({}, config=tmp_path, environment={})
+
+
+def test_a_flag_with_a_name_of_its_own_is_told_by_it():
+    found = load({"priority_class": "high", "queue_engine": "kueue"}, environment={})
+    assert found.origins["priority_class"] == "--priority"
+    assert found.origins["queue_engine"] == "--queue-engine"
+
+
+def test_a_queue_has_one_of_two_engines(tmp_path):
+    (tmp_path / "launcher.toml").write_text('queue_engine = "kueu"')
+    with pytest.raises(Misconfigured, match="no such queue engine 'kueu'") as caught:
+        load({}, cwd=tmp_path, environment={})
+    assert caught.value.hint == "did you mean kueue?"
+    with pytest.raises(Misconfigured) as caught:
+        load({}, environment={"LAUNCHER_QUEUE_ENGINE": "slurm"})
+    assert caught.value.hint == "there are kueue, volcano"
