@@ -1,230 +1,203 @@
-"""Owns the verb `doctor`: the store tried with the settings as they are, then with others.
+"""Owns the verb `doctor`: what is looked at, the lines it prints, the code it ends with.
 
-What is tried and what its failing means is probe.py's.
+What is looked for is storedoctor.py's, clusterdoctor.py's and nodedoctor.py's.
 """
 
 from __future__ import annotations
 
-import ipaddress
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import asdict, replace
-from itertools import product
-from typing import TypeVar, cast
-from urllib.parse import urlsplit
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from jobs.access import ADDRESSING, AUTO, CHECKSUMS, Access
-from jobs.errors import BadSpec
-from jobs.s3 import S3Store
-from jobs.s3faults import retrying
-from jobs.stores import Refused, Store
-from launcher import output, places, probe, storage
-from launcher.backends.localrun import make_folders
-from launcher.errors import Misconfigured, writing
-from launcher.probe import PART_BYTES, Check, Setting
-from launcher.settings import Settings
+from launcher import output, storage, storedoctor
+from launcher.errors import LauncherError, Misconfigured, Unreachable
+from launcher.probe import Check
+from launcher.settings import Settings, Target
 
-T = TypeVar("T")
-ATTEMPTS = 2
-"""Of a request: a person waits, and most of what is tried is expected to fail."""
-PATIENCE_SECONDS = 60.0
-"""For all other settings together."""
-MOST_CHANGES = 2
-"""Of settings at once; who has three wrong is told the first."""
+if TYPE_CHECKING:  # each of them loads what the look at a store alone does without
+    from launcher.backends.kubernetes import Kubernetes
+    from launcher.findings import Line, Wanted
+
+_CHOOSE_A_CLUSTER = ("backend", "context", "namespace")
+"""Settings by which somebody says that there is a cluster."""
+PLACEHOLDERS = {"image": "localhost/jobs:dev", "store": "file:///scratch/store"}
+"""What a Job is made with where the setting is missing or wrong; the bases have the same."""
 
 
-def examine(settings: Settings, *, as_json: bool) -> None:
-    """Print a line for each thing that was tried; end with the first failure's code.
+def examine(settings: Settings, *, pod: bool, as_json: bool) -> None:
+    """Print a line for each thing that was looked at; end with the first failure's code.
+
+    Args:
+        settings: where runs go. With the local backend, or where nobody chose one and there is no
+            kubeconfig, only the store is looked at.
+        pod: whether the store is tried from a pod, too.
+        as_json: whether a document is printed instead of lines.
 
     Raises:
         Forbidden: credentials are missing or wrong, or may not do something.
         Unreachable: nobody answers.
         Misconfigured: a setting is wrong; the hint is the line that works, if one was found.
     """
+    if settings.target.backend == "local":
+        if pod:
+            raise Misconfigured("--pod: the local backend has no pods", "--backend kubernetes")
+        _examine_store(settings, as_json=as_json)
+        return
+    from launcher.backends.kubernetes import Kubernetes
+
+    try:
+        cluster = Kubernetes(settings.target.context, settings.target.namespace)
+    except LauncherError as error:
+        chosen = pod or any(settings.is_set(key) for key in _CHOOSE_A_CLUSTER)
+        if isinstance(error, Unreachable) and not chosen:
+            _examine_store(settings, as_json=as_json)
+        else:
+            _examine_cluster(settings, error, pod=pod, as_json=as_json)
+        return
+    _examine_cluster(settings, cluster, pod=pod, as_json=as_json)
+
+
+def _examine_cluster(
+    settings: Settings, cluster: Kubernetes | LauncherError, *, pod: bool, as_json: bool
+) -> None:
+    from launcher import clusterdoctor
+    from launcher.backends import clusterfacts
+
+    wanted = _wanted(settings.target)
+    document: dict[str, Any] = {}
+    if isinstance(cluster, LauncherError):
+        found = clusterdoctor.without_cluster(cluster, wanted)
+    else:
+        facts = clusterfacts.facts(cluster, wanted)
+        found = clusterdoctor.lines(facts, wanted)
+        document = {"context": facts.context, "server": facts.host, "namespace": facts.namespace}
+    line, document["store"] = _store_line(settings, wanted)
+    found.append(line)
+    if pod:
+        found.append(_pod_line(cluster, wanted, found))
+    _tell(found, document, as_json=as_json)
+
+
+def _wanted(target: Target) -> Wanted:
+    """Return what the settings ask for; a wrong one is told, and another value takes its place."""
+    from launcher.findings import Wanted
+
+    problems: dict[str, LauncherError] = {}
+    usable = target
+    defaults = {field: getattr(Target(), field) for field in Target.__dataclass_fields__}
+    while True:
+        try:
+            job, room = _jobs(usable)
+            break
+        except LauncherError as error:
+            setting = error.text.split(" ")[0].rstrip(":")
+            if setting not in defaults or setting in problems:
+                raise
+            problems[setting] = error
+            value = (PLACEHOLDERS | {"memory_per_npu_gib": 1024}).get(setting, defaults[setting])
+            usable = replace(usable, **{setting: value})
+    return Wanted(target=target, job=job, room=room, problems=problems)
+
+
+def _jobs(target: Target) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return the smallest Job there is, and the pod of one that takes a whole server.
+
+    Raises:
+        LauncherError: a setting is wrong; the text begins with its name.
+    """
+    from jobs.specs import TrainSpec
+    from launcher import devices, manifests
+    from launcher.plan import plan
+
+    base = manifests.base("train")
+    least, *_, most = (1, *devices.server(target.server).legal)
+    made = [
+        manifests.render(plan(TrainSpec(), target, name="doctor", npus=npus), base)
+        for npus in (least, most)
+    ]
+    return made[0], made[1]["spec"]["template"]["spec"]
+
+
+def _store_line(settings: Settings, wanted: Wanted) -> tuple[Line, Any]:
+    """Return what came of trying the store from here, and the document of it."""
+    from launcher.findings import Line, failed
+
+    if "store" in wanted.problems:
+        return failed("store", wanted.problems["store"]), None
     url = settings.target.store
     if not storage.remote(url):
-        _examine_folder(settings, as_json=as_json)
-        return
-    how = storage.access(settings.target)
-    store = _store(url, how)
-    checks = [_connected(store)]
-    if checks[0].good:
-        checks += probe.everything(store)
-    wrong = next((check for check in checks if not check.good), None)
-    better = _better(url, how, wrong) if wrong is not None else None
-    rows = {} if better is None else _rows(how, better, settings)
-    if wrong is not None and rows:
-        # What helps is what was wrong, whatever the server had to say about it.
-        key = cast("Setting", next(iter(rows)).removesuffix("_here"))
-        blamed = replace(wrong, setting=key)
-        checks[checks.index(wrong)] = wrong = blamed
+        text = f"{url}: is a folder of the pods, which is not tried from here"
+        return Line("store", "warn", text, "launcher doctor --pod tries it there"), None
+    try:
+        trial = storedoctor.tried(settings)
+    except LauncherError as error:
+        return failed("store", error), None
+    if trial.problem is not None:
+        return failed("store", trial.problem), trial.document()
+    text = f"{trial.store.url}: written, read, listed and deleted from here ({trial.told})"
+    return Line("store", "ok", text), trial.document()
+
+
+def _pod_line(cluster: Kubernetes | LauncherError, wanted: Wanted, found: list[Line]) -> Line:
+    """Return what came of trying the store from a pod."""
+    from launcher.backends import storepod
+    from launcher.findings import Line
+
+    broken = {line.name for line in found if line.state == "fail"}
+    for needed in ("context", "server", "namespace", "image"):
+        if needed in broken:
+            return Line("pod", "warn", f"not tried: see the line `{needed}`")
+    if isinstance(cluster, LauncherError) or "store" in wanted.problems:
+        return Line("pod", "warn", "not tried: see the line `store`")
+    return storepod.line(cluster.api, wanted, output.say)
+
+
+def _tell(found: list[Line], document: dict[str, Any], *, as_json: bool) -> None:
+    """Print the lines; raise the first that is a failure.
+
+    Raises:
+        LauncherError: of that line's kind.
+    """
+    wrong = [line for line in found if line.state == "fail"]
     if as_json:
-        output.as_json(_document(store, checks, rows))
+        rows = [
+            {"check": row.name, "state": row.state, "text": row.text, "fix": row.fix or None}
+            for row in found
+        ]
+        output.as_json({"works": not wrong, **document, "checks": rows})
     else:
-        _print(checks)
-    if wrong is None:
-        output.say(f"{store.url}: works ({_told(store)})")
+        width = max(len(line.name) for line in found) + 2
+        for line in found:
+            output.data(f"{line.state:<6}{line.name:<{width}}{line.text}")
+            if line.fix and line.state != "ok":
+                output.data(f"{'':<{6 + width}}fix: {line.fix}")
+    warned = sum(line.state == "warn" for line in found)
+    output.say(f"{output.counted(len(found), 'check')}: {len(wrong)} failed, {warned} warned")
+    if wrong:
+        raise wrong[0].error(f"{wrong[0].name}: {wrong[0].text}", wrong[0].fix)
+
+
+def _examine_store(settings: Settings, *, as_json: bool) -> None:
+    trial = storedoctor.tried(settings)
+    if as_json:
+        output.as_json(trial.document())
+    else:
+        _print(trial.checks)
+    if trial.problem is None:
+        told = f" ({trial.told})" if trial.told else ""
+        output.say(f"{trial.store.url}: works{told}")
         if settings.target.store_endpoint_here:
             output.say(f"not tried from here: store_endpoint {settings.target.store_endpoint!r}")
         return
-    problem = probe.failure(wrong)
-    if better is None:
-        raise problem
     if not as_json:
-        for line in _lines(rows):
+        for line in storedoctor.lines(trial.rows):
             output.data(line)
-    raise Misconfigured(problem.text, f"in launcher.toml: {', '.join(_lines(rows))}")
+    raise trial.problem
 
 
-def _examine_folder(settings: Settings, *, as_json: bool) -> None:
-    if not settings.target.store and settings.target.backend != "local":
-        storage.of_target(settings.target)  # says that none is set
-    store = places.folder_store(settings)
-    with writing(f"store {store.root}", "--store names another folder"), ExitStack() as undo:
-        make_folders(store.root, undo)
-        checks = probe.everything(store)
-    if as_json:
-        output.as_json(_document(store, checks, {}))
-    else:
-        _print(checks)
-    wrong = next((check for check in checks if not check.good), None)
-    if wrong is not None:
-        raise probe.failure(wrong)
-    output.say(f"{store.url}: works")
-
-
-class _Impatient(S3Store):
-    """A store that does not wait long for a server that is away."""
-
-    def trying(self, key: str, action: Callable[[], T]) -> T:
-        """Send a request, twice at most."""
-        return retrying(self.place(key), action, ATTEMPTS)
-
-
-def _store(url: str, how: Access) -> S3Store:
-    bucket, _, prefix = url.removeprefix(storage.REMOTE).partition("/")
-    try:
-        return _Impatient(bucket, prefix, how, part_bytes=PART_BYTES)
-    except BadSpec as error:
-        raise Misconfigured(str(error), "s3://bucket/prefix") from error
-
-
-def _connected(store: S3Store) -> Check:
-    """Try the address that boto3 comes to: its own variables and profiles count as well."""
-    try:
-        endpoint = store.trying("", lambda: str(store.client.meta.endpoint_url))
-    except Refused as error:
-        setting = "credentials" if "redential" in str(error) else "store_endpoint"
-        return Check("connect", False, str(error), setting, error)  # type: ignore[arg-type]
-    return probe.connect(endpoint)
-
-
-def _better(url: str, how: Access, wrong: Check) -> Access | None:
-    """Return the settings nearest to `how` with which everything works, if there are any."""
-    if wrong.name == "connect" or wrong.setting == "certificate":
-        return None
-    # For another host or region, a request would have been signed otherwise.
-    signed = "SignatureDoesNotMatch" in wrong.text or "AccessDenied" in wrong.text
-    if wrong.setting == "credentials" and not (wrong.name == "PUT" and signed):
-        return None
-    until, tried = time.monotonic() + PATIENCE_SECONDS, 0
-    for other in _others(url, how, probe.region_named(wrong.error)):
-        if time.monotonic() > until:
-            break
-        if wrong.setting in ("credentials", "store") and other.checksum != how.checksum:
-            continue
-        tried += 1
-        store = _store(url, other)
-        if probe.quick(store).good and all(check.good for check in probe.everything(store)):
-            return other
-    output.say(f"tried {output.counted(tried, 'other setting')}: nothing works")
-    return None
-
-
-def _others(url: str, how: Access, region: str) -> Iterator[Access]:
-    """Yield other settings, those with the fewest changes first.
-
-    Args:
-        url: the store.
-        how: the settings as they are.
-        region: what the server calls its region, if it said so.
-    """
-    now = _store(url, how).access  # with every `auto` decided
-    styles = [s for s in ADDRESSING if s not in (AUTO, now.addressing)]
-    if now.addressing == "path" and _is_number(how.endpoint):
-        styles = []  # boto3 puts no bucket before it, whatever is set
-    choices = {
-        "region": [how.region, *([region] if region else [])],
-        "addressing": [how.addressing, *styles],
-        "checksum": [how.checksum, *(s for s in CHECKSUMS if s not in (AUTO, now.checksum))],
-        "endpoint": [how.endpoint, *_endpoints(url, how.endpoint)],
-    }
-    found = [
-        replace(how, **dict(zip(choices, values, strict=True)))
-        for values in product(*choices.values())
-    ]
-    for count in range(1, MOST_CHANGES + 1):
-        yield from (other for other in found if _changes(how, other) == count)
-
-
-def _endpoints(url: str, endpoint: str) -> Iterator[str]:
-    """Yield what the endpoint may have been meant to be."""
-    scheme, _, host = endpoint.partition("://")
-    bucket = url.removeprefix(storage.REMOTE).partition("/")[0]
-    if host.startswith(f"{bucket}."):  # an address of the bucket, as consoles show it
-        yield f"{scheme}://{host.removeprefix(f'{bucket}.')}"
-    if host:
-        yield f"{'http' if scheme == 'https' else 'https'}://{host}"
-
-
-def _is_number(endpoint: str) -> bool:
-    """Return whether the endpoint's host is an address and no name."""
-    try:
-        ipaddress.ip_address(urlsplit(endpoint).hostname or "")
-    except ValueError:
-        return False
-    return True
-
-
-def _changes(how: Access, other: Access) -> int:
-    was, now = asdict(how), asdict(other)
-    return sum(now[key] != was[key] for key in now)
-
-
-def _rows(how: Access, better: Access, settings: Settings) -> dict[str, str]:
-    """Return the keys of launcher.toml that differ."""
-    was, now = asdict(how), asdict(better)
-    rows = {f"store_{key}": now[key] for key in now if now[key] != was[key]}
-    if settings.target.store_endpoint_here and "store_endpoint" in rows:
-        rows["store_endpoint_here"] = rows.pop("store_endpoint")
-    return rows
-
-
-def _lines(rows: dict[str, str]) -> list[str]:
-    return [f'{key} = "{value}"' for key, value in rows.items()]
-
-
-def _print(checks: list[Check]) -> None:
+def _print(checks: Sequence[Check]) -> None:
     rows = []
     for check in checks:
         blamed = f"{check.setting}: " if check.setting else ""
         rows.append(("ok" if check.good else "wrong", check.name, f"{blamed}{check.text}"))
     output.data("\n".join(f"{state:<6}{name:<17}{text}".rstrip() for state, name, text in rows))
-
-
-def _told(store: S3Store) -> str:
-    how = store.access
-    return f"region {how.region or store.client.meta.region_name}, addressing {how.addressing}"
-
-
-def _document(store: Store, checks: list[Check], rows: dict[str, str]) -> dict[str, object]:
-    return {
-        "store": store.url,
-        "works": all(check.good for check in checks),
-        "checks": [
-            {"check": row.name, "ok": row.good, "setting": row.setting or None, "text": row.text}
-            for row in checks
-        ],
-        "settings": rows,
-    }

@@ -12,7 +12,7 @@ from jobs.access import Access
 from jobs.s3 import S3Store
 from jobs.s3faults import translate
 from jobs.stores import FileStore
-from launcher import doctor, probe
+from launcher import probe, storedoctor
 
 
 def test_a_folder_that_works_is_left_as_it_was(tmp_path):
@@ -111,13 +111,14 @@ def test_each_check_can_fail(tmp_path, wrong):
 
 def test_others_are_tried_in_order_of_their_changes():
     how = Access(endpoint="http://team.s3.example:9000", checksum="sha256")
-    found = list(doctor._others("s3://team/x", how, "eu-1"))
+    found = list(storedoctor._others("s3://team/x", how, "eu-1"))
     assert how not in found
     assert len(found) == len(set(found))
-    counts = [doctor._changes(how, other) for other in found]
+    counts = [storedoctor._changes(how, other) for other in found]
     assert counts == sorted(counts)
     single = [
-        doctor._lines(doctor._rows(how, other, SETTINGS)) for other in found[: counts.count(1)]
+        storedoctor.lines(storedoctor._rows(how, other, SETTINGS))
+        for other in found[: counts.count(1)]
     ]
     assert sorted(single) == [
         ['store_addressing = "virtual"'],
@@ -133,7 +134,7 @@ def test_an_address_has_no_bucket_before_it():
     for endpoint, styles in (("http://127.0.0.1:9", set()), ("http://[::1]:9", set()),
                              ("http://localhost:9", {"virtual"})):  # fmt: skip
         how = Access(endpoint=endpoint, addressing="path")
-        found = {other.addressing for other in doctor._others("s3://b/x", how, "")} - {"path"}
+        found = {other.addressing for other in storedoctor._others("s3://b/x", how, "")} - {"path"}
         assert found == styles
 
 
@@ -204,4 +205,4 @@ def test_a_proxy_is_asked_and_its_password_is_not_told(monkeypatch):
 
 
 def test_the_settings_of_the_pods_are_those_that_are_tried():
-    assert isinstance(doctor._store("s3://b/p", Access()), S3Store)
+    assert isinstance(storedoctor._store("s3://b/p", Access()), S3Store)
