@@ -87,6 +87,7 @@ def show(settings: Settings, run: str, *, as_json: bool, watch: bool = False) ->
             last = told.steady()
         if told.ended:
             _end(told)
+            return
 
 
 def wait(cluster: Kubernetes, run: str, settings: Settings) -> None:
@@ -106,6 +107,7 @@ def wait(cluster: Kubernetes, run: str, settings: Settings) -> None:
                 last = told.steady()
             if told.ended:
                 _end(told)
+                return
     except KeyboardInterrupt:
         output.say(
             f"\n{run} goes on: `launcher status {run} --watch{flags}` follows it,"
