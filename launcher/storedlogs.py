@@ -72,14 +72,12 @@ class Copies:
             key=lambda copied: copied.started,
         )
 
-    def lines(self, copied: Copied, first: int = 0) -> list[Line]:
-        """Return the lines of a copy, from one of its parts on."""
-        found: list[Line] = []
-        for part in copied.parts[first:]:
-            found += self._part(part)
-        return found
+    def lines(self, copied: Copied) -> list[Line]:
+        """Return the lines of a copy."""
+        return [line for part in copied.parts for line in self.part(part)]
 
-    def _part(self, part: Entry) -> list[Line]:
+    def part(self, part: Entry) -> list[Line]:
+        """Return the lines of a part of a copy."""
         if (kept := self._kept.get((part.key, part.size))) is not None:
             return kept
         data = self._asked(partial(_read, part.key)) or b""
@@ -159,10 +157,11 @@ class PodCopy:
             return None
         if not tail:
             return self.copies.lines(copied)
-        for first in reversed(range(len(copied.parts))):
-            lines = self.copies.lines(copied, first)
+        lines: list[Line] = []
+        for part in reversed(copied.parts):
+            lines = [*self.copies.part(part), *lines]
             # A part that begins before the tail holds enough of it to be sure.
-            if first == 0 or (lines and lines[0].when < tail[0].when - SECOND):
+            if part == copied.parts[0] or (lines and lines[0].when < tail[0].when - SECOND):
                 at = place(tail, lines)
                 if at is not None:
                     return lines[at:]

@@ -446,3 +446,15 @@ def new_node(cluster: Cluster, kwok: None) -> Iterator[Callable[..., str]]:
 def ready(node: Any) -> bool:
     rows = node.status.conditions or ()
     return any(row.type == "Ready" and row.status == "True" for row in rows)
+
+
+@pytest.fixture(scope="session")
+def api_server(cluster: Cluster, missing: Missing) -> Iterator[Any]:
+    """Return the API server as something that a test may kill for a while (outages.py)."""
+    from outages import ApiServerProcess
+
+    if cluster.lent:
+        missing("cluster", "the API server of a cluster that is lent cannot be killed")
+    server = ApiServerProcess(cluster)
+    yield server
+    server.end()
