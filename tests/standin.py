@@ -5,6 +5,7 @@ ARGUMENTS` is the launcher itself with this program in jobs.runtime's place.
 
     STANDIN_SECONDS   pause per step           STANDIN_END   `<code> <reason>` to end with
     STANDIN_CHILD     start a child in a session of its own, as msrun does with workers
+    STANDIN_HOLD      file that is waited for before the end, which may hold another STANDIN_END
 
 For tests: `launch` runs that launcher.
 """
@@ -95,7 +96,13 @@ def supervisor() -> int:
         print(f"step={step}", flush=True)
     if spec["kind"] == "infer":
         paint(store, run, spec)
-    return end(os.environ.get("STANDIN_END", "0 results are committed and verified"))
+    hold = os.environ.get("STANDIN_HOLD")
+    while hold and not Path(hold).exists():
+        if stop:
+            return end(f"75 stopped: stopped on request: step {spec['steps']} is committed")
+        time.sleep(0.02)
+    told = Path(hold).read_text() if hold else ""
+    return end(told or os.environ.get("STANDIN_END", "0 results are committed and verified"))
 
 
 def paint(store, run, spec) -> None:

@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -36,6 +37,7 @@ class Changes:
         self._api, self._run = api, run
         self._seen: queue.SimpleQueue[Pod | LauncherError | None] = queue.SimpleQueue()
         self._over = threading.Event()
+        self._open: set[Any] = set()
 
     def __enter__(self) -> Self:
         namespace = self._api.namespace
@@ -53,8 +55,11 @@ class Changes:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        """Let the watches end by themselves; each does within LISTEN_SECONDS."""
+        """End the watches: an API server that is to stop waits for those that are open."""
         self._over.set()
+        for stream in list(self._open):
+            with suppress(ValueError, RuntimeError, OSError):  # it has just ended by itself
+                stream.shutdown()
 
     def wait(self, seconds: float) -> list[Pod]:
         """Return at the next change, or after so many seconds.
@@ -88,8 +93,8 @@ class Changes:
             try:
                 with translated(self._api.host, self._run):
                     self._read(path, query)
-                pause, allowed = 0.0, True
-            except Unreachable:
+                pause, allowed = 1.0, True
+            except (Unreachable, OSError, ValueError):
                 pause = min(5.0, pause + 1)  # the waiter's own fetch tells it
             except LauncherError as error:
                 if not allowed:
@@ -97,18 +102,23 @@ class Changes:
                     return
                 # A server that was just started refuses everything until it knows its roles.
                 pause = min(5.0, pause + 1)
+            except Exception:
+                if not self._over.is_set():  # else the stream was ended under its reader
+                    raise
 
     def _read(self, path: str, query: tuple[str, str]) -> None:
         """Read one watch until it ends; what it begins with is what there is."""
         marks = [query, ("watch", "1"), ("timeoutSeconds", str(LISTEN_SECONDS))]
         with self._api.stream(path, marks, (5, LISTEN_SECONDS + 10)) as stream:
-            rest = b""
-            for chunk in stream.stream(65536, decode_content=True):
-                *lines, rest = (rest + chunk).split(b"\n")
-                for line in lines:
-                    if self._over.is_set():
-                        return
-                    self._take(json.loads(line))
+            self._open.add(stream)
+            try:
+                rest = b""
+                for chunk in stream.stream(65536, decode_content=True):
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    for line in lines:
+                        self._take(json.loads(line))
+            finally:
+                self._open.discard(stream)
 
     def _take(self, event: Any) -> None:
         found = event.get("object", {})

@@ -162,19 +162,21 @@ def test_progress_comes_from_a_store_that_can_be_read(launcher, new_node, tmp_pa
 # --- waiting
 
 
-def test_wait_ends_as_the_run_does(launcher, new_node, annotate, cluster) -> None:
-    new_node(**LABELS)
-    for name, ending, code in (("good", "0", 0), ("bad", "65", 70)):
-        said = f"{ending} word: so it is"
-        later = threading.Thread(target=lambda: annotate(name, exit=ending, said=said))
-        later.start()
-        found, out, err = launcher(*SUBMIT, "--name", name, "--wait")
-        later.join()
-        assert (found, out) == (code, f"{name}\n"), err
-        if code:
-            (line,) = (row for row in err.splitlines() if row.startswith("error: "))
-            assert line.startswith("error: run 'bad': ")
-            assert "so it is" in line
+def test_wait_tells_why_it_waits_and_ends_as_the_run_does(launcher, new_node, annotate) -> None:
+    def go_on() -> None:
+        annotate("cat-1", said="65 bad data: so it is")
+        new_node(**LABELS)
+        annotate("cat-1", exit="65")
+
+    later = threading.Thread(target=go_on)
+    later.start()
+    code, out, err = launcher(*SUBMIT, "--name", "cat-1", "--wait")
+    later.join()
+    assert (code, out) == (70, "cat-1\n"), err
+    assert "cat-1: pending: " in err
+    (line,) = (row for row in err.splitlines() if row.startswith("error: "))
+    assert line.startswith("error: run 'cat-1': ")
+    assert "so it is" in line
 
 
 def test_a_watched_status_is_told_at_each_change_and_ends_as_the_run_does(
