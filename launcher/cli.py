@@ -210,6 +210,7 @@ def cancel(
 
 app.command()(stored.fetch)
 app.command()(stored.push)
+app.command()(stored.report)
 app.add_typer(stored.ckpt, name="ckpt")
 
 

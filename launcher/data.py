@@ -23,6 +23,8 @@ from launcher.meter import GOES_ON, Meter
 from launcher.receipts import Receipts
 from launcher.settings import Settings
 
+LAST_LOOKS = 2
+"""At a run that has its result, for the record of its end; an older version writes none."""
 WATCH_SECONDS = 5.0
 """Between two looks at a run that is watched; a look at S3 is one request per thousand objects."""
 
@@ -31,9 +33,9 @@ WATCH_SECONDS = 5.0
 class _Fetched:
     """What a fetch has done so far."""
 
-    files: int = 0
-    bytes: int = 0
     kept: int = 0
+    new: dict[str, int] = field(default_factory=dict)
+    """Path -> size of what was fetched; a record that grows is one file."""
     versions: dict[str, str] = field(default_factory=dict)
     """Path -> what of it was compared last; it is looked at again when that changes."""
 
@@ -67,7 +69,7 @@ def fetch(
     told, receipts = _Fetched(), Receipts(folder, run)
 
     def once() -> None:
-        with _between(store, folder):
+        with between(store, folder):
             found = contents.items(store, run, include, step)
             _pass(store, run, folder, found, told, receipts, force=force)
 
@@ -80,7 +82,7 @@ def fetch(
         output.say(GOES_ON)
         raise
     there = f"; {told.kept} lay there already" if told.kept else ""
-    what = f"{output.counted(told.files, 'file')} ({output.size(told.bytes)})"
+    what = f"{output.counted(len(told.new), 'file')} ({output.size(sum(told.new.values()))})"
     output.say(f"fetched {what}, verified{there}")
 
 
@@ -130,7 +132,7 @@ def _pass(
 
         def done(copied: transfer.Copied) -> None:
             with lock:
-                told.files, told.bytes = told.files + 1, told.bytes + copied.item.bytes
+                told.new[copied.item.path] = copied.item.bytes
                 if copied.item.sha256 is None:  # what is committed does not change
                     receipts.files[copied.item.path] = copied.sha256
                     receipts.save()
@@ -144,16 +146,18 @@ def _watched(
     store: Store, run: str, once: Callable[[], None], told: _Fetched, files: Files | None
 ) -> None:
     """Repeat `once` until the run has ended; a store that is away meanwhile comes back."""
-    away, waits = "", 0
+    away, waits, lasts = "", 0, LAST_LOOKS
     while True:
         try:
             # Asked before the pass: what the run left until its end is fetched by it.
             with storage.asking(store):
                 key = layout.key(run, layout.RESULT)
                 result = any(entry.key == key for entry in store.list(key))
-                end = {} if result else records.end(store, run)
+                end = records.end(store, run)
             alive = files is None or localrun.alive(files)
             over = result or not alive or bool(end.get("final"))
+            if result and not end and lasts:  # the record of its end is written just after
+                lasts, over = lasts - 1, False
             if end and not over and end["attempt"] != waits:
                 waits = end["attempt"]
                 output.say(f"{run}: attempt {waits} ended: {end['reason']}; waiting for the next")
@@ -180,7 +184,7 @@ def _watched(
 
 
 @contextmanager
-def _between(store: Store, folder: Path) -> Iterator[None]:
+def between(store: Store, folder: Path) -> Iterator[None]:
     """Translate what fails on the way from a store to a folder, and name the one that did."""
     hint = "the same command goes on; or name another folder"
     if not isinstance(store, FileStore):

@@ -1,4 +1,4 @@
-"""Owns the flags of the verbs on what is stored: fetch, push, ckpt. What they do is elsewhere.
+"""Owns the flags of the verbs on what is stored: fetch, push, report, ckpt; not what they do.
 
 Imported for `--help` and completion: must not load pydantic, boto3, yaml or a client.
 """
@@ -72,6 +72,34 @@ def push(
     from launcher import data
 
     data.upload(o.settings(ctx.params), folder, url)
+
+
+def report(
+    ctx: typer.Context,
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN [RUN]", help="Name of the run; of two to compare.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder to write; report-RUN if left out.")
+    ] = None,
+    backend: o.Backend = None,
+    context: o.Context = None,
+    namespace: o.Namespace = None,
+    store: o.Store = None,
+    config: o.Config = None,
+) -> None:
+    """Write a page about a run, or about two: the gallery of its pictures, or its training curves.
+
+    It needs no network to be looked at, and its path is printed. The same call again adds what is
+    new.
+
+    \b
+    launcher report first
+    launcher report before after --out compared
+    """
+    from launcher import report as report_
+
+    report_.report(o.settings(ctx.params), runs, out)
 
 
 @ckpt.command("list")
