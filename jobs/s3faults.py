@@ -88,7 +88,8 @@ def retrying(place: str, action: Callable[[], T], attempts: int = ATTEMPTS) -> T
             if attempt == attempts or late or known.after > LONGEST_RETRY_AFTER:
                 raise known from cause
             wait = max(random.uniform(0, bound), known.after)
-            log.info("retry=%d wait_s=%.1f error=%r", attempt, wait, str(known))
+            if attempt == 2:  # once a request: whoever asks it tells when all its tries are spent
+                log.info("retry=%d wait_s=%.1f error=%r", attempt, wait, str(known))
         time.sleep(wait)
         bound = min(2 * bound, LAST_WAIT)
     raise AssertionError("unreachable")

@@ -46,7 +46,18 @@ def conclude(attempt: Attempt) -> None:
             "s_per_picture": round(seconds / painted, 3) if painted else None,
             "img_s": round(painted / seconds, 3) if painted else None,
         }
+    elif result.get("loss") is None:  # this attempt found every step done: the one before told
+        row = _last_row(attempt.outbox.root / layout.METRICS)
+        result |= {key: row.get(key) for key in ("loss", "ms_per_step", "img_s")}
     write_whole(attempt.outbox.root / layout.RESULT, json.dumps(result, indent=1).encode())
+
+
+def _last_row(metrics: Path) -> dict[str, object]:
+    try:
+        row = json.loads(metrics.read_bytes().splitlines()[-1])
+    except (OSError, ValueError, IndexError):
+        return {}
+    return row if isinstance(row, dict) else {}
 
 
 def raise_reasons(attempt: Attempt) -> None:

@@ -138,6 +138,7 @@ def prune(
     with storage.asking(store):
         doomed = _doomed(store, run, keep_last, keep_every, before)
         rows = _rows(run, doomed)
+        young = len(retention.incomplete(store, run, time.time())) - len(doomed.incomplete)
         for row in rows:
             output.data(row)
         if yes:
@@ -148,6 +149,9 @@ def prune(
             if doomed.uploads:
                 store.abort(layout.key(run, ""), before)
     size = output.size(sum(row.bytes for row in doomed.checkpoints))
+    if young > 0 and not yes:
+        sets = output.counted(young, "set")
+        output.say(f"{run}: {sets} that nobody committed rested for less; see --older-than")
     if not rows:
         output.say(f"{run}: nothing to remove")
     elif yes:

@@ -157,7 +157,8 @@ def pin(lora: Lora, store: Store) -> Lora:
 
     if next(iter(store.list(layout.key(lora.run, ""))), None) is None:
         raise NotFound(
-            f"--lora {lora.run!r}: no such run in {store.url}", "launcher list shows the runs"
+            f"--lora {lora.run!r}: no such run in {store.url}",
+            "launcher list --store shows the runs",
         )
     spec = records.document(store, layout.key(lora.run, layout.SPEC)).get("spec")
     spec = spec if isinstance(spec, dict) else {}

@@ -58,7 +58,8 @@ Precision = Annotated[
     typer.Option(help="Type of weights and activations."),
 ]
 Model = Annotated[
-    str | None, typer.Option(help="Pipeline folder, hub id, or tiny for the one that ships.")
+    str | None,
+    typer.Option(help="Pipeline folder, s3:// address, hub id, or tiny for the one that ships."),
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
 Spec = Annotated[

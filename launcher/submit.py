@@ -25,7 +25,9 @@ def train(
     model: o.Model = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Image folder, parquet file, hub id, or tiny for the one that ships."),
+        typer.Option(
+            help="Image folder, parquet file, s3:// address, hub id, or tiny for what ships."
+        ),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps in all.")] = None,
     resolution: Annotated[int | None, typer.Option(help="Side of a picture in pixels.")] = None,

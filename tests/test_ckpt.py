@@ -138,6 +138,8 @@ def test_the_newest_is_never_removed(run, store):
 
 
 def test_what_rested_less_than_asked_for_is_left_alone(run, store):
+    done = run("ckpt", "prune", "r", "--older-than", "72")
+    assert "1 set that nobody committed rested for less; see --older-than" in done.stderr
     done = run("ckpt", "prune", "r", "--older-than", "72", "--yes")
     assert done.stdout == ""
     assert list(store.list("r/checkpoints/step-00000050/"))

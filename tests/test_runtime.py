@@ -204,6 +204,19 @@ def test_success_needs_the_result_in_the_store(attempt: Attempt) -> None:
     verdict.judge(attempt, 0)
 
 
+def test_a_resumed_run_with_nothing_left_keeps_its_numbers(attempt: Attempt) -> None:
+    row = {"step": 7, "loss": 0.25, "ms_per_step": 100.0, "img_s": 10.0}
+    attempt.outbox.append("metrics.jsonl", row)
+    attempt.outbox.summarise(0, {"kind": "train", "loss": None, "ms_per_step": None, "img_s": None})
+    verdict.conclude(attempt)
+    result = json.loads((attempt.outbox.root / "result.json").read_bytes())
+    assert (result["loss"], result["ms_per_step"], result["img_s"]) == (0.25, 100.0, 10.0)
+    attempt.outbox.summarise(0, {"kind": "train", "loss": 0.5, "ms_per_step": None, "img_s": None})
+    verdict.conclude(attempt)
+    result = json.loads((attempt.outbox.root / "result.json").read_bytes())
+    assert (result["loss"], result["img_s"]) == (0.5, None), "its own numbers are not replaced"
+
+
 def test_the_last_words_of_a_traceback_are_found(attempt: Attempt) -> None:
     attempt.logs.mkdir(parents=True)
     log = attempt.logs / "worker_1.log"

@@ -347,7 +347,26 @@ def test_a_second_look_compares_only_what_has_changed(store, tmp_path, monkeypat
     store.write("r/result.json", b'{"new": 1}')
     assert look() == ["result.json"]
     assert (tmp_path / "out/result.json").read_bytes() == b'{"new": 1}'
-    assert (told.files, told.kept) == (len(ALL) + 1, 0)
+    assert (told.new.keys(), told.kept) == (ALL, 0), "a record that has grown is one file"
+
+
+def test_watch_looks_once_more_for_the_record_of_the_end(place, store):
+    """It is written just after the result, by which a run is known to be over."""
+    store.write("r/claim.json", b'{"epoch": 2}')
+    code = (
+        "import sys\nfrom launcher import cli, data\ndata.WATCH_SECONDS = 1.5\n"
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+    watching = subprocess.Popen(
+        [sys.executable, "-c", code, "fetch", "r", "out", "--store", "store", "--watch"],
+        cwd=place, env={**os.environ, "XDG_CACHE_HOME": str(place / "cache")},
+    )  # fmt: skip
+    while not (place / "out/result.json").is_file():
+        assert watching.poll() is None
+        time.sleep(0.05)
+    ended(store, 2, 0, "team")
+    assert watching.wait(60) == 0
+    assert (place / "out/end.json").is_file()
 
 
 def test_watch_ends_with_the_result(place, store, tmp_path):
