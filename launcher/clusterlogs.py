@@ -114,7 +114,12 @@ class RunLog:
             yield line.when, self._shown(node, [line])
 
     def follow(self, write: Callable[[bytes], None] = output.raw) -> None:
-        """Print what there is and what comes, until the run and all its logs have ended."""
+        """Print what there is and what comes, until the run and all its logs have ended.
+
+        Raises:
+            LauncherError: the cluster refuses, or does not answer at the start.
+        """
+        self.watched.refresh()
         threading.Thread(target=self._watch, daemon=True).start()
         for node in self.nodes:
             threading.Thread(target=self._read, args=(node,), daemon=True).start()
