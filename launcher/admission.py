@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 
+from launcher import scheduling
 from launcher.nodes import amount
 from launcher.reasons import Reason
 
@@ -71,7 +72,7 @@ def _quota(found: re.Match[str], namespace: str) -> Reason:
         want, taken, limit = (amount(resource, row.get(key, "0")) for row in (asked, used, limited))
         if want + taken <= limit:
             continue
-        line = f"quota {name}: asks {asked[key]} of {key}, and"
+        line = f"quota {name}: asks {scheduling.shown(resource, want)}, and"
         if want > limit:
             line = f"can never fit: {line} the namespace has {limited[key]} in all"
             return _stuck("quota", line, f"ask for less, or for more quota: {step}")

@@ -61,7 +61,7 @@ def _attempt(index: int, pod: Object) -> Attempt:
     free = fields.number(pod, "metadata", "annotations", fields.IGNORED) or 0
     started = failures + free + 1
     if ended is not None:
-        failures += ended.retry in ("counted", "final")
+        failures += ended.retry == "counted"
         free += ended.retry == "free"
     return Attempt(
         index=index, pod=pod, ending=ended, failures=failures, free=free, started=started

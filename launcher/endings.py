@@ -90,9 +90,15 @@ def starved(pod: Object) -> bool:
     )
 
 
-def advice(code: int | None, run: str, word: str = "exit") -> str:
-    """Return the next step after an attempt ended with `code` for good."""
+def advice(code: int | None, run: str, word: str = "exit", line: str = "") -> str:
+    """Return the next step after an attempt ended for good, with `code` or as its Ending says."""
     again = f"`launcher cancel {run}`, then the same submission goes on from its last commit"
+    anew = f"`launcher cancel {run}`, then submit again"
+    if word == "refused-by-node" and "not get valid pod" in line:
+        return (
+            "its device plugin gives a part of a node's NPUs only to pods that Volcano placed:"
+            f' scheduler = "volcano" in launcher.toml, or all NPUs of a node; {anew}'
+        )
     if word == "memory" or code == 137:
         return f"raise memory_per_npu_gib or lower batch_size: {again}"
     match code:
@@ -101,13 +107,11 @@ def advice(code: int | None, run: str, word: str = "exit") -> str:
         case 69:
             return f"`launcher doctor` tries the store: {again}"
         case 70:
-            return (
-                f"lower learning_rate or choose another precision: `launcher cancel {run}`, submit"
-            )
+            return f"lower learning_rate or choose another precision: {anew}"
         case 74:
             return f"`launcher logs {run}` names the pictures; {again}"
         case 78:
-            return f"mend the spec: `launcher cancel {run}`, then submit again"
+            return f"mend the spec: {anew}"
         case 79:
             return f"`launcher logs {run}`; raise stall_minutes if it was only slow: {again}"
         case 126 | 127:

@@ -137,7 +137,7 @@ def _failed(snapshot: Snapshot, found: _Attempts, fails: fields.Object) -> Expla
     code = ending.code if ending else None
     word = ending.word if ending else "exit"
     prefix = f"index {row.index}: " if _many(snapshot) else ""
-    reason = Reason(word=word, line=prefix + line, next_step=endings.advice(code, run, word))
+    reason = Reason(word=word, line=prefix + line, next_step=endings.advice(code, run, word, line))
     return replace(_as("failed", reason), code=code)
 
 
@@ -218,10 +218,11 @@ def _by_pods(snapshot: Snapshot, found: _Attempts, progress: Progress | None) ->
     )
     told = [_grouped(groups[key], _many(snapshot), len(groups) == 1) for key in order]
     first = told[0]
-    notes = [reason.line for reason in told[1:]]
+    notes = [f"{key[0]}: {reason.line}" for key, reason in zip(order[1:], told[1:], strict=True)]
     speaker = groups[order[0]][0][0]
     notes += podstate.history(speaker, snapshot)
-    return _as(order[0][0], first, tuple(notes))
+    state, _ = order[0]
+    return _as("stopping" if state == "ended" else state, first, tuple(notes))
 
 
 def _grouped(rows: list[tuple[Attempt, Reason]], many: bool, alone: bool) -> Reason:
@@ -232,8 +233,10 @@ def _grouped(rows: list[tuple[Attempt, Reason]], many: bool, alone: bool) -> Rea
         return reason
     which = attempts.spans([row.index for row, _ in rows])
     noun = "index" if len(rows) == 1 else "indexes"
-    if not same:
-        which, noun = f"{which} (this is of {rows[0][0].index})", noun
+    if reason.word == "running" and len(rows) > 1:
+        reason = replace(reason, line=re.sub(r"^on \S+", f"on {len(rows)} nodes", reason.line))
+    elif not same:
+        which += f" (this is {rows[0][0].index})"
     return replace(reason, line=f"{noun} {which}: {reason.line}")
 
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from launcher import fields
+
 CPU = "cpu"
 MEMORY = "memory"
 DISK = "ephemeral-storage"
@@ -97,11 +99,11 @@ def requested(spec: Mapping[str, Any]) -> dict[str, int]:
     runtime class, as the scheduler does it.
     """
     running: dict[str, int] = {}
-    for container in spec.get("containers") or ():
+    for container in fields.rows(spec, "containers"):
         add(running, _asked(container))
     largest: dict[str, int] = {}
     sidecars: dict[str, int] = {}
-    for container in spec.get("initContainers") or ():
+    for container in fields.rows(spec, "initContainers"):
         need = _asked(container)
         if container.get("restartPolicy") == "Always":
             add(sidecars, need)
@@ -112,33 +114,30 @@ def requested(spec: Mapping[str, Any]) -> dict[str, int]:
     add(running, sidecars)
     for name, value in largest.items():
         running[name] = max(running.get(name, 0), value)
-    if spec.get("overhead"):
-        add(running, amounts(spec["overhead"]))
+    add(running, amounts(fields.of(spec, "overhead")))
     return running
 
 
 def node(found: Mapping[str, Any]) -> Node:
     """Return a Node of the API as one of ours; whatever may be missing is."""
-    metadata, spec = found.get("metadata") or {}, found.get("spec") or {}
-    status = found.get("status") or {}
-    conditions = status.get("conditions") or ()
-    labels = dict(metadata.get("labels") or {})
+    labels = dict(fields.of(found, "metadata", "labels") or {})
     return Node(
-        name=metadata.get("name", ""),
+        name=fields.name(found),
         labels=labels,
         taints=tuple(
             Taint(row.get("key", ""), row.get("value", ""), row.get("effect", ""))
-            for row in spec.get("taints") or ()
+            for row in fields.rows(found, "spec", "taints")
         ),
-        ready=any(c.get("type") == "Ready" and c.get("status") == "True" for c in conditions),
-        unschedulable=bool(spec.get("unschedulable")),
-        architecture=(status.get("nodeInfo") or {}).get("architecture")
+        ready=fields.condition(found, "Ready", "True") is not None,
+        unschedulable=bool(fields.of(found, "spec", "unschedulable")),
+        architecture=fields.text(found, "status", "nodeInfo", "architecture")
         or labels.get("kubernetes.io/arch", ""),
-        allocatable=amounts(status.get("allocatable") or status.get("capacity")),
+        allocatable=amounts(
+            fields.of(found, "status", "allocatable") or fields.of(found, "status", "capacity")
+        ),
     )
 
 
 def _asked(container: Mapping[str, Any]) -> dict[str, int]:
-    resources = container.get("resources") or {}
-    limits, requests = resources.get("limits") or {}, resources.get("requests") or {}
-    return amounts({**limits, **requests})  # the server fills in requests from limits
+    limits = amounts(fields.of(container, "resources", "limits"))
+    return limits | amounts(fields.of(container, "resources", "requests"))  # as the server does

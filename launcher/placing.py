@@ -19,7 +19,8 @@ _REQUIRED = ("affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringE
 
 def selector(spec: Object) -> dict[str, str]:
     """Return the labels that a pod's nodeSelector asks for."""
-    return {key: str(value) for key, value in (fields.of(spec, "nodeSelector") or {}).items()}
+    found = fields.of(spec, "nodeSelector")
+    return {k: str(v) for k, v in found.items()} if isinstance(found, Mapping) else {}
 
 
 def selects(spec: Object, node: Node) -> bool:
@@ -63,7 +64,8 @@ def _meets(term: Object, node: Node) -> bool:
 
 def _holds(row: Object, labels: Mapping[str, str]) -> bool:
     have = labels.get(str(row.get("key")))
-    values = [str(value) for value in row.get("values") or ()]
+    listed = row.get("values")
+    values = [str(value) for value in listed] if isinstance(listed, list) else []
     match row.get("operator"):
         case "In":
             return have in values

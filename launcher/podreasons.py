@@ -17,7 +17,7 @@ from launcher.reasons import Reason
 LATE = timedelta(seconds=30)
 """A pod that is still there so long after its grace has nobody who ends it."""
 GIVEN_UP = timedelta(minutes=5)
-"""How long a node may be silent before its pods are (tolerationSeconds of unreachable)."""
+"""How long a node may be silent before its pods are: the tolerationSeconds that servers add."""
 _MOUNT = re.compile(r'SetUp failed for volume "([^"]+)" ?: (.*)')
 _HOST_PATH = re.compile(r"hostPath type check failed: (\S+) is not an? (.*)")
 _MISSING = re.compile(r'(secret|configmap) "([^"]+)" not found', re.IGNORECASE)
@@ -93,17 +93,26 @@ def _silent(pod: Object, name: str, events: Iterable[Object], nodes: Iterable[No
     ready = fields.condition(pod, "Ready", "False")
     # The node controller says so once and turns the pod's Ready to False; a node that is back
     # turns it again.
-    return bool(told and ready and fields.text(pod, "status", "phase") == "Running")
+    return bool(told and ready)
 
 
 def _not_given_up(pod: Object, name: str, now: datetime) -> Reason:
     since = fields.at(fields.condition(pod, "Ready", "False"), "lastTransitionTime")
-    told = f" for {output.duration((now - since).total_seconds())}" if since else ""
-    left = max(timedelta(), since + GIVEN_UP - now) if since else GIVEN_UP
-    line = f"node {name} has not answered{told}; if it stays away the pod is given up in about"
-    step = f"wait, or have {name} looked at"
-    line = f"{line} {output.duration(left.total_seconds())}"
-    return Reason(word="node-silent", line=line, next_step=step)
+    left, told = "within " + output.duration(_patience(pod).total_seconds()), ""
+    if since is not None:
+        told = f" for {output.duration((now - since).total_seconds())}"
+        seconds = (since + _patience(pod) - now).total_seconds()
+        left = f"in about {output.duration(seconds)}"
+    line = f"node {name} has not answered{told}; if it stays away the pod is given up {left}"
+    return Reason(word="node-silent", line=line, next_step=f"wait, or have {name} looked at")
+
+
+def _patience(pod: Object) -> timedelta:
+    """Return how long a pod is left on a node that does not answer."""
+    for row in fields.rows(pod, "spec", "tolerations"):
+        if row.get("key") == "node.kubernetes.io/unreachable" and row.get("effect") == "NoExecute":
+            return timedelta(seconds=fields.number(row, "tolerationSeconds") or 0)
+    return GIVEN_UP
 
 
 def _image(pod: Object, container: str) -> str:

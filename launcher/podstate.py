@@ -96,7 +96,11 @@ def _after(row: Attempt, snapshot: Snapshot) -> tuple[PodState, Reason]:
     if ending.retry == "free":
         used = "not counted as a retry"
     line += f"; attempt {row.started + 1} starts {soon} ({used})"
-    return "retrying", Reason(word=f"retry-{ending.word}", line=line, next_step="wait")
+    step = "wait"
+    if ending.word in ("memory", "refused-by-node"):  # the next one is like to end so as well
+        run = fields.name(snapshot.job)
+        step = f"wait; or {endings.advice(ending.code, run, ending.word, ending.line)}"
+    return "retrying", Reason(word=f"retry-{ending.word}", line=line, next_step=step)
 
 
 def _stopping(row: Attempt, now: datetime) -> Reason:
@@ -142,6 +146,8 @@ def _unplaced(pod: Object, snapshot: Snapshot) -> Reason:
     if fields.text(told, "reason") == "SchedulingGated":
         gates = ", ".join(fields.text(row, "name") for row in fields.rows(spec, "schedulingGates"))
         return Reason(word="gated", line=f"is held back by scheduling gates: {gates}")
+    if volume := schedulerwords.about_volume(message):
+        return volume
     judged = None
     if snapshot.nodes:
         judged = scheduling.verdict(spec, snapshot.nodes, pods, together=training)
@@ -149,7 +155,7 @@ def _unplaced(pod: Object, snapshot: Snapshot) -> Reason:
         return judged
     if snapshot.pod_group and (gang := queueing.volcano(snapshot.pod_group)):
         return gang
-    if judged is not None and (message or "volume" not in message):
+    if judged is not None:
         return judged
     if message:
         return schedulerwords.meaning(message, scheduling.asks(spec))

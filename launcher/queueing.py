@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from launcher import fields, output
+from launcher import fields, output, scheduling
 from launcher.fields import Object
+from launcher.nodes import amount
 from launcher.reasons import Reason
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
@@ -23,6 +24,7 @@ _CAPACITY = re.compile(
 _UNUSED = re.compile(r"insufficient unused quota for (\S+) in flavor (\S+?), (\S+) more needed")
 _UNCOVERED = re.compile(r"resource (\S+) unavailable in ClusterQueue")
 _ABSENT = re.compile(r"(LocalQueue|ClusterQueue) (\S+) (?:doesn't exist|is inactive|not found)")
+# By the end of the reason: a Workload that is not tried again has a longer one.
 _EVICTIONS = {
     "Preempted": "was preempted by a run of higher priority",
     "PodsReadyTimeout": "was taken out because its pods were not ready in time",
@@ -31,7 +33,6 @@ _EVICTIONS = {
     "LocalQueueStopped": "was taken out because its queue was stopped",
     "NodeFailures": "was taken out because a node failed",
     "MaximumExecutionTimeExceeded": "was taken out at its deadline",
-    "WorkloadMaximumExecutionTimeExceeded": "was taken out at its deadline",
 }
 
 
@@ -61,7 +62,8 @@ def kueue(job: Object, workload: Object | None, others: Iterable[Object] = ()) -
     past = _evicted(workload)
     line = f"{past + '; ' if past else ''}waits in queue {queue}{position(workload, others)}"
     if found := _UNUSED.search(message):
-        line += f": {found[3]} more {found[1]} of flavor {found[2]} have to become free"
+        needed = scheduling.shown(found[1], amount(found[1], found[3]))
+        line += f": {needed} of flavor {found[2]} have to become free"
     elif message:
         line += f": {message}"
     step = "wait: it starts by itself when the queue has room"
@@ -125,7 +127,8 @@ def _checks(workload: Object, queue: str) -> Reason:
 def _refused(message: str, queue: str) -> Reason | None:
     """Return what never passes by itself."""
     if found := _CAPACITY.search(message):
-        line = f"can never fit: asks {found[3]} {found[1]}, and queue {queue} has {found[4]} in all"
+        asked = scheduling.shown(found[1], amount(found[1], found[3]))
+        line = f"can never fit: asks {asked}, and queue {queue} has {found[4]} in all"
         line += f" (flavor {found[2]})"
         step = "cancel it and submit again with fewer --npus or --nodes, or ask for more quota"
         return Reason(word="quota", line=line, next_step=step, stuck=True)
@@ -151,10 +154,10 @@ def _evicted(workload: Object) -> str:
     if found is None:
         return ""
     reason = fields.text(found, "reason")
-    told = _EVICTIONS.get(reason.removeprefix("InactiveWorkload").removeprefix("Deactivated"))
-    return told or _EVICTIONS.get(
-        reason, f"was taken out: {fields.text(found, 'message') or reason}"
-    )
+    if reason in ("Deactivated", "InactiveWorkload"):
+        return ""  # by hand: there is no more to say
+    known = [told for key, told in _EVICTIONS.items() if reason.endswith(key)]
+    return known[0] if known else f"was taken out: {fields.text(found, 'message') or reason}"
 
 
 def _waits(row: Object, queue: str) -> bool:

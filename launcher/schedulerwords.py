@@ -12,22 +12,26 @@ from launcher import output
 from launcher.reasons import Reason
 from launcher.scheduling import NEVER
 
-_SUMMARY = re.compile(r"0/(\d+) nodes are (?:un)?available: (.*?)(?:\s*preemption: (.*))?$")
-_PART = re.compile(r"(\d+) (.+?)(?=, \d+ |\.*$)")
-# In this order; the first that matches. Each completes `of 5 nodes 3 ...`.
-_WORDS = (
-    (r"Insufficient (\S+)", "have too little of {} free"),
-    (r"Too many pods", "are full of pods"),
-    (r".*affinity/selector", "lack a label that it asks for"),
-    (r".*untolerated taint\(?s?\)? *\{([^:}]+): ?([^}]*)\}", "are tainted {}"),
-    (r".*untolerated taint", "have a taint that it does not tolerate"),
-    (r"node\(s\) were unschedulable", "are cordoned"),
-    (r".*pod anti-affinity", "already have a pod that it keeps away from"),
-    (r".*free ports", "have its port in use"),
+_SUMMARY = re.compile(
+    r"0/(\d+) nodes are (?:un)?available: (.*?)(?:(?:\. [^.]*)?\s*preemption: (.*))?$"
 )
-_PASSING = re.compile(r"node\.kubernetes\.io/|node\(s\) were unschedulable")
+_PART = re.compile(r"(\d+) (.+?)(?=, \d+ |\.*$)")
+# In this order; the first that matches. Each completes `of 5 nodes: 3 ...`.
+_WORDS = (
+    (r"Insufficient (\S+)", "with too little {}"),
+    (r"Too many pods", "full of pods"),
+    (r".*affinity/selector", "without a label that it asks for"),
+    (r".*untolerated taint\(?s?\)? *\{([^:}]+): ?([^}]*)\}", "tainted {}"),
+    (r".*untolerated taint", "with a taint that it does not tolerate"),
+    (r"node\(s\) were unschedulable", "cordoned"),
+    (r".*pod anti-affinity", "with a pod that it keeps away from"),
+    (r".*free ports", "where its port is in use"),
+)
+# What may pass by itself; a taint that is not named may be the one of a node that is not ready.
+_PASSING = re.compile(r"node\.kubernetes\.io/|node\(s\) were unschedulable|untolerated taint\(s\)$")
 _NOT_HELPFUL = "Preemption is not helpful for scheduling"
 _CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')
+_FACTS = "with the rights of k8s/components/node-facts this line names nodes and reasons"
 
 
 def meaning(message: str, what: str) -> Reason:
@@ -37,33 +41,40 @@ def meaning(message: str, what: str) -> Reason:
         message: of the condition PodScheduled, or of a FailedScheduling event.
         what: the pod asks for, such as `8 NPUs`.
     """
-    step = "with the rights of k8s/components/node-facts this line names the nodes"
-    if found := _CLAIM.search(message):
-        line = f"its volume claim {found[1]!r} does not exist".replace("'", '"')
-        return Reason(word="volume", line=line, next_step="create it, or edit the base", stuck=True)
+    if volume := about_volume(message):
+        return volume
     summary = _SUMMARY.search(message)
     if not summary:
-        return Reason(word="unplaced", line=f"no node takes it: {message}", next_step="")
+        return Reason(word="unplaced", line=f"no node takes it: {message}")
     total, parts = int(summary[1]), _PART.findall(summary[2])
     if not total:
-        line = f"{NEVER}: the cluster has no node"
-        return Reason(word="no-room", line=line, next_step="ask its administrator", stuck=True)
+        step = "ask the administrator"
+        return Reason(word="no-room", line=f"{NEVER}: the cluster has no node", next_step=step)
+    nodes = f"of {output.counted(total, 'node')}"
     told = ", ".join(f"{count} {_said(reason)}" for count, reason in parts) or summary[2]
-    hopeless = sum(
-        int(count) for count, reason in _PART.findall(summary[3] or "") if _NOT_HELPFUL in reason
-    )
-    # Nodes that no preemption would help are those it could not run on if they were empty.
-    if hopeless == total and not any(_PASSING.search(reason) for _, reason in parts):
-        line = (
-            f"{NEVER}: asks {what}, and even if empty none of {_nodes(total)} could hold it: {told}"
-        )
-        return Reason(word="never", line=line, next_step=step, stuck=True)
-    line = f"waits for {what}: of {_nodes(total)} {told}"
-    return Reason(word="no-room", line=line, next_step=f"wait; {step}")
+    # Nodes that no preemption would help could not hold it even if they were empty.
+    hopeless = sum(int(n) for n, why in _PART.findall(summary[3] or "") if _NOT_HELPFUL in why)
+    passing = sum(int(n) for n, why in parts if _PASSING.search(why))
+    if hopeless < total:
+        line = f"waits for {what}: {nodes} {told}"
+        return Reason(word="no-room", line=line, next_step=f"wait; {_FACTS}")
+    if passing:
+        line = f"waits for {what}: no node that works could hold it even if empty: {nodes} {told}"
+        return Reason(word="nodes-away", line=line, next_step=_FACTS)
+    line = f"{NEVER}: asks {what}, and no node could hold it even if empty: {nodes} {told}"
+    return Reason(word="never", line=line, next_step=_FACTS, stuck=True)
 
 
-def _nodes(total: int) -> str:
-    return output.counted(total, "node")
+def about_volume(message: str) -> Reason | None:
+    """Return that a volume is what keeps a pod from every node, if the scheduler says so."""
+    if found := _CLAIM.search(message):
+        line = f"its PersistentVolumeClaim {found[1]} does not exist"
+        return Reason(word="volume", line=line, next_step="create it, or edit the base", stuck=True)
+    if "unbound immediate PersistentVolumeClaims" in message:
+        line = "its PersistentVolumeClaim is not bound to a volume"
+        step = "kubectl get pvc; is there a storage class that makes volumes?"
+        return Reason(word="volume", line=line, next_step=step)
+    return None
 
 
 def _said(reason: str) -> str:

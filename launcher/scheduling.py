@@ -121,7 +121,11 @@ def _no_label(spec: Object, nodes: Sequence[Node], npu: str) -> Reason:
         found = Counter(node.labels.get(key) for node in nodes)
         if found[value]:
             continue
-        others = sorted(f"{_have(n)} {key}={v}" for v, n in found.items() if v)
+        common = [(v, n) for v, n in found.most_common() if v]
+        others = [
+            f"{_have(n)} {key}={v}" for v, n in sorted(common[:3], key=lambda r: (-r[1], r[0]))
+        ]
+        others += [f"and {len(common) - 3} other values"] if len(common) > 3 else []
         if found[None]:
             others.append(f"{_have(found[None])} no {key}")
         line = f"no {what} has the label {key}={value}; {', '.join(others)}"
@@ -147,9 +151,11 @@ def _offered_elsewhere(
 ) -> Reason:
     labels = ", ".join(f"{key}={value}" for key, value in placing.selector(spec).items())
     others = len(_offering(nodes, npu))
+    one = len(selected) == 1
+    elsewhere = f"{output.counted(others, 'other node')} do{'es' * (others == 1)}"
     line = (
-        f"{_have(len(selected))} the labels {labels}, and none of them offers {npu}"
-        f" ({output.counted(others, 'other node')} do{'es' * (others == 1)})"
+        f"{named(selected)} {'has' if one else 'have'} the labels {labels}, but"
+        f" offer{'s' * one} no {npu} ({elsewhere})"
     )
     step = f"is the device plugin running on {named(selected)}? ask the administrator"
     return _never("no-resource", line, step)
@@ -189,10 +195,13 @@ def _smaller(name: str, asked: Mapping[str, int], npu: str, best: Node, pods: in
     most = best.allocatable.get(name, 0)
     count = max(1, asked.get(npu, 1))
     if name == npu:
-        fits = _legal(best, most, pods)
-        total = count * pods
-        spread = f", or --nodes {total // fits} --npus {fits}" if total % fits == 0 else ""
-        return f"{AGAIN} --npus {fits}{spread}"
+        fits, total = _legal(best, most, pods), count * pods
+        ways = [f"--npus {fits}"] if fits else []
+        nodes = total // most if most and total % most == 0 else 0
+        # Several nodes make one world of whole servers only (devices.py).
+        if nodes > 1 and _legal(best, most, nodes) == most:
+            ways.append(f"--nodes {nodes} --npus {most}")
+        return f"{AGAIN} {', or '.join(ways) or 'another --server'}"
     for resource, key, unit in ((MEMORY, "memory_per_npu_gib", _GIB), (CPU, "cpu_per_npu", 1000)):
         if name == resource:
             return f"{AGAIN} {key} = {most // count // unit} in launcher.toml, or fewer --npus"
@@ -200,10 +209,11 @@ def _smaller(name: str, asked: Mapping[str, int], npu: str, best: Node, pods: in
 
 
 def _legal(node: Node, most: int, pods: int) -> int:
-    """Return the largest number of NPUs up to `most` that such a server gives to a pod."""
+    """Return the most NPUs, up to `most`, that each of the pods can have there; 0 if none."""
     server = devices.SERVERS.get(node.labels.get(devices.ACCELERATOR_TYPE, ""))
-    legal = [n for n in server.counts(pods, world=pods > 1) if n <= most] if server else []
-    return max(legal, default=max(1, most))
+    if server is None:
+        return most
+    return max((n for n in server.counts(pods, world=pods > 1) if n <= most), default=0)
 
 
 def _too_many(asked: Mapping[str, int], npu: str, pods: int, places: int) -> Reason:
@@ -241,15 +251,24 @@ def _full(asked: Mapping[str, int], npu: str, nodes: Sequence[Node], pods: int) 
     best = max(nodes, key=lambda node: free[node.name])
     most, total = free[best.name], sum(node.allocatable.get(short, 0) for node in nodes)
     if short == npu:
-        have = f"{sum(free.values())} of {total} are free"
+        have = f"{sum(free.values()) or 'none'} of {total} are free"
         have += f", at most {most} on one node ({best.name})" if most else ""
-        fits = _legal(best, most, pods) if most else 0
+        fits = _fits_now(npu, nodes, pods, most)
         step = f"wait; or {AGAIN} --npus {fits}, which fits now" if fits else "wait"
     else:
         have = f"the NPUs are free, but it also asks {shown(short, asked[short])} on the same node"
         have += f", and at most {shown(short, most)} is free there ({best.name})"
         step = "wait"
     return Reason(word="no-room", line=f"waits for {each}: {have}; {later}", next_step=step)
+
+
+def _fits_now(npu: str, nodes: Sequence[Node], pods: int, most: int) -> int:
+    """Return the largest number of NPUs that each of the pods could have at once; 0 if none."""
+    for count in range(most, 0, -1):
+        holding = [node for node in nodes if _legal(node, count, pods) == count]
+        if sum((node.free(npu) or 0) // count for node in holding) >= pods:
+            return count
+    return 0
 
 
 def _shortest(asked: Mapping[str, int], npu: str, nodes: Iterable[Node]) -> str:

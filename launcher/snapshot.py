@@ -26,7 +26,7 @@ class Snapshot:
     workload: Mapping[str, Any] | None = None
     """The Workload (kueue.x-k8s.io) that stands for the Job in a queue of Kueue."""
     queue: tuple[Mapping[str, Any], ...] = ()
-    """All Workloads of the namespace, for the run's position in its queue; empty: not asked."""
+    """Workloads of the namespace that wait, for the position of one that does; empty: not known."""
     pod_group: Mapping[str, Any] | None = None
     """The PodGroup (scheduling.volcano.sh) that Volcano places the pods by."""
     nodes: tuple[Node, ...] | None = None

@@ -29,6 +29,8 @@ WORKLOADS = (
 POD_GROUPS = "/apis/scheduling.volcano.sh/v1beta1/namespaces/{namespace}/podgroups"
 MANAGED = ("app.kubernetes.io/managed-by", "launcher")
 RUN_LABEL = "batch.kubernetes.io/job-name"
+MOST_WAITING = 500
+"""Workloads that are read for a run's position in its queue; each is some kilobytes."""
 AT_ONCE = 8
 TELLING_PODS = 16
 """Pods whose events are read, those that don't run first: one tells what a hundred would."""
@@ -95,6 +97,7 @@ def snapshot(api: ApiServer, run: str) -> Snapshot:
         pods = sorted(listed.result(), key=_made)
         told = [pool.submit(_events, api, row) for row in (found, *_telling(pods))]
         workload = pool.submit(_allowed, lambda: _workload(api, found))
+        waiting = pool.submit(_waiting, api, found)
         group = pool.submit(_allowed, lambda: _pod_group(api, found))
         now = datetime.now(UTC)
         nodes = pool.submit(_nodes, api, found) if _asks_nodes(pods, now) else None
@@ -105,6 +108,7 @@ def snapshot(api: ApiServer, run: str) -> Snapshot:
             pods=tuple(pods),
             events=_sorted(told),
             workload=queue,
+            queue=waiting.result(),
             pod_group=gang,
             nodes=nodes.result() if nodes else None,
             now=now,
@@ -167,6 +171,23 @@ def _workload(api: ApiServer, job: Object) -> Object | None:
     new, old = (path.format(namespace=api.namespace) for path in WORKLOADS)
     found = _allowed(lambda: api.get(new, query)) or api.get(old, query)
     return next(iter(fields.rows(found, "items")), None)
+
+
+def _waiting(api: ApiServer, job: Object) -> tuple[Object, ...]:
+    """Return the Workloads that no queue of the namespace has let in; () if there are too many.
+
+    Only for a Job that waits itself. Kueue lets one select by what a Workload was let into.
+    """
+    queued = fields.of(job, "metadata", "labels", "kueue.x-k8s.io/queue-name")
+    if not queued or fields.of(job, "spec", "suspend") is not True:
+        return ()
+    query = [("fieldSelector", "status.admission.clusterQueue="), ("limit", str(MOST_WAITING))]
+    exception = api_exception()
+    try:
+        found = api.get(WORKLOADS[0].format(namespace=api.namespace), query)
+    except exception:  # an older Kueue, or not this user's to list
+        return ()
+    return () if fields.text(found, "metadata", "continue") else tuple(fields.rows(found, "items"))
 
 
 def _pod_group(api: ApiServer, job: Object) -> Object | None:

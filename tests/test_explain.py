@@ -1,0 +1,207 @@
+"""What is said of runs: of the objects that a real control plane gave, and of damaged ones.
+
+The objects were recorded by tests/cluster/test_explain_*.py, which bring the scenes about.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any, get_args
+
+import pytest
+from explained import GOLDEN, revived, words
+
+from launcher import attempts, explain, podstate, timeline
+from launcher.records import Progress
+from launcher.snapshot import Snapshot
+
+SCENES = sorted(path.stem for path in GOLDEN.glob("*.json"))
+NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+def recorded(scene: str) -> Any:
+    return json.loads((GOLDEN / f"{scene}.json").read_text())
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_the_line_of_each_scene(scene: str) -> None:
+    found = revived(recorded(scene))
+    assert words(explain.explain(found)) == (GOLDEN / f"{scene}.txt").read_text()
+
+
+def test_there_is_a_line_for_each_recording() -> None:
+    assert SCENES
+    assert sorted(path.stem for path in GOLDEN.glob("*.txt")) == SCENES
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_no_line_ends_like_a_sentence_or_breaks(scene: str) -> None:
+    found = explain.explain(revived(recorded(scene)))
+    for text in (found.line, found.next_step, *found.notes):
+        assert text == text.strip().rstrip(".")
+        assert text.isprintable()
+        assert text.isascii()
+
+
+KINDS = (KeyError, None, "", 7, [], {})
+"""What is put in the place of a field, in turn; KeyError: the field is missing."""
+
+
+def damages(value: Any) -> Iterator[None]:
+    """Damage one thing in a JSON value after the other; each is put back."""
+    keys = (
+        value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    )
+    for count, key in enumerate(list(keys)):
+        whole = value[key]
+        yield from damages(whole)
+        kind = KINDS[(count + len(repr(whole))) % len(KINDS)]
+        if kind is KeyError and isinstance(value, dict):
+            del value[key]
+        else:
+            value[key] = kind
+        yield
+        value[key] = whole
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_any_field_may_be_missing_or_strange(scene: str) -> None:
+    row = recorded(scene)
+    row["nodes"] = row["nodes"] and row["nodes"][:1]
+    for part in (
+        row["job"],
+        row["pods"],
+        row["events"],
+        row["workload"] or {},
+        row["pod_group"] or {},
+    ):
+        for _ in damages(part):
+            found = revived(row)
+            assert explain.explain(found).line
+            timeline.timeline(found)
+
+
+def scene(name: str) -> Snapshot:
+    return revived(recorded(name))
+
+
+def test_progress_is_part_of_a_running_line() -> None:
+    told = explain.explain(scene("running"), Progress(step=120, steps=1000, seconds_left=600))
+    assert told.line.endswith(": step 120 of 1000, about 10m 00s left")
+    told = explain.explain(scene("running"), Progress(pictures=3, asked=10))
+    assert told.line.endswith(": 3 of 10 pictures")
+
+
+@pytest.mark.parametrize(
+    ("failures", "free", "seconds"), [(0, 0, 10), (1, 0, 20), (1, 1, 40), (0, 5, 320), (9, 9, 600)]
+)
+def test_the_next_attempt_waits_as_the_job_controller_does(
+    failures: int, free: int, seconds: int
+) -> None:
+    row = recorded("code-69")
+    row["job"]["spec"]["backoffLimitPerIndex"] = 20
+    annotations = row["pods"][0]["metadata"]["annotations"]
+    annotations["batch.kubernetes.io/job-index-failure-count"] = str(failures)
+    annotations["batch.kubernetes.io/job-index-ignored-failure-count"] = str(free)
+    (attempt,) = attempts.newest(revived(row).pods)
+    assert attempt.ending is not None
+    assert attempt.next_at == attempt.ending.finished + timedelta(seconds=seconds)
+    told = explain.explain(revived(row))
+    assert f"attempt {failures + free + 2} starts in about" in told.line
+    assert f"({failures + 1} of 20 retries used)" in told.line
+    assert (told.retries_used, told.retries) == (failures + 1, 20)
+
+
+def test_the_state_is_among_those_that_are_named() -> None:
+    told = {explain.explain(scene(name)).state for name in SCENES}
+    states = {*get_args(explain.State)[:4], *get_args(podstate.PodState)}
+    assert told == states - {"ended"}
+
+
+def pod(*marks: tuple[str, int]) -> dict[str, Any]:
+    """Return a pod with times in seconds after noon: made, placed, running, ended."""
+    times = {name: (NOW + timedelta(seconds=second)).isoformat() for name, second in marks}
+    placed = {"type": "PodScheduled", "status": "True", "lastTransitionTime": times.get("placed")}
+    state: dict[str, Any] = {"running": {"startedAt": times.get("running")}}
+    if "ended" in times:
+        ends = {"exitCode": 0, "startedAt": times["running"], "finishedAt": times["ended"]}
+        state = {"terminated": ends}
+    return {
+        "metadata": {"name": "cat-0-x", "uid": "p", "creationTimestamp": times["made"]},
+        "spec": {"nodeName": "atlas-1", "containers": [{"name": "main"}]},
+        "status": {
+            "phase": "Succeeded" if "ended" in times else "Running",
+            "conditions": [placed] if "placed" in times else [],
+            "containerStatuses": [{"name": "main", "state": state}] if "running" in times else [],
+        },
+    }
+
+
+def pulled(reason: str, second: int) -> dict[str, Any]:
+    moment = (NOW + timedelta(seconds=second)).isoformat()
+    about = {"name": "cat-0-x", "uid": "p"}
+    return {
+        "involvedObject": about,
+        "reason": reason,
+        "firstTimestamp": moment,
+        "lastTimestamp": moment,
+    }
+
+
+def seen(second: int, *pods: Any, events: Any = ()) -> Snapshot:
+    job = {"metadata": {"name": "cat", "creationTimestamp": NOW.isoformat()}}
+    return Snapshot(
+        job=job, pods=pods, events=tuple(events), now=NOW + timedelta(seconds=second)
+    )  # fmt: skip
+
+
+def at(second: int) -> str:
+    return (NOW + timedelta(seconds=second)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+PULLS = [pulled("Pulling", 62), pulled("Pulled", 190)]
+LIFE = (("made", 1), ("placed", 60), ("running", 200))
+
+
+@pytest.mark.parametrize(
+    ("found", "progress", "expected"),
+    [
+        (seen(5), None, "queued 5s so far"),
+        (seen(9, pod(("made", 1))), None, "queued 9s so far"),
+        (seen(70, pod(*LIFE[:2])), None, "queued 1m 00s, starting 10s so far"),
+        (
+            seen(100, pod(*LIFE[:2]), events=PULLS[:1]), None,
+            "queued 1m 00s, starting 2s, pulling 38s so far",
+        ),
+        (
+            seen(260, pod(*LIFE), events=PULLS), None,
+            "queued 1m 00s, starting 12s, pulling 2m 08s, running 1m 00s so far",
+        ),
+        (
+            seen(260, pod(*LIFE)), Progress(),
+            "queued 1m 00s, starting 2m 20s, compiling 1m 00s so far",
+        ),
+        (
+            seen(2600, pod(*LIFE)), Progress(step=5, steps=9, began=at(2000), newest=at(2500)),
+            "queued 1m 00s, starting 2m 20s, compiling 30m 00s, training 10m 00s so far",
+        ),
+        (
+            seen(9000, pod(*LIFE, ("ended", 2560))),
+            Progress(step=9, steps=9, began=at(2000), newest=at(2500)),
+            "queued 1m 00s, starting 2m 20s, compiling 30m 00s, training 8m 20s, uploading 1m 00s",
+        ),
+        (  # a later attempt, and rows that do not say whose they are
+            seen(2600, pod(*LIFE)), Progress(step=5, steps=9, began=at(100), newest=at(2500)),
+            "queued 1m 00s, starting 2m 20s, running 40m 00s so far",
+        ),
+    ],
+)  # fmt: skip
+def test_where_the_time_went(found: Snapshot, progress: Progress | None, expected: str) -> None:
+    assert timeline.told(timeline.timeline(found, progress)) == expected
+
+
+def test_clocks_that_differ_make_no_time_negative() -> None:
+    phases = timeline.timeline(seen(50, pod(("made", 1), ("placed", 60), ("running", 40))))
+    assert all(phase.seconds >= 0 for phase in phases)
