@@ -449,6 +449,38 @@ def ready(node: Any) -> bool:
 
 
 @pytest.fixture(scope="session")
+def explaining(
+    cluster: Cluster, controllers: None, scheduler: None, kwok: None, missing: Missing
+) -> Callable[..., Any]:
+    """Return a context manager that lends a stage: a namespace and nodes of fixed names."""
+    from kubernetes import client
+    from stagehand import Stage
+
+    from launcher.backends.apiserver import ApiServer
+
+    @contextmanager
+    def lent() -> Iterator[Any]:
+        core = client.CoreV1Api(cluster.api())
+        if cluster.lent and core.list_node().items:
+            missing("cluster", "the cluster has nodes of its own, and lines would name them")
+        wait_for(lambda: not core.list_node().items, "the end of other tests' nodes")
+        namespace = f"test-{secrets.token_hex(4)}"
+        core.create_namespace({"metadata": {"name": namespace}})
+        cluster.make_default_account(namespace)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("KUBECONFIG", str(cluster.kubeconfig))
+            stage = Stage(ApiServer(namespace=namespace), cluster.api(), namespace)
+            try:
+                yield stage
+            finally:
+                for name in stage.nodes:
+                    core.delete_node(name)
+                core.delete_namespace(namespace)
+
+    return lent
+
+
+@pytest.fixture(scope="session")
 def api_server(cluster: Cluster, missing: Missing) -> Iterator[Any]:
     """Return the API server as something that a test may kill for a while (outages.py)."""
     from outages import ApiServerProcess
