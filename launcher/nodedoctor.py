@@ -195,8 +195,10 @@ def _lacking(name: str, asked: int, nodes: Sequence[Node]) -> str:
 def _free(nodes: Sequence[Node], wanted: Wanted) -> Line:
     name = resource(wanted)
     ready = [node for node in nodes if placing.working(node)]
+    if not ready:
+        return Line("free", "warn", "none: no node that a run may go to is ready")
     free = {node.name: count for node in ready if (count := node.free(name)) is not None}
-    if ready and not free:
+    if not free:
         return Line("free", "warn", "not known: this user may not list pods everywhere", GRANT)
     total = sum(node.allocatable[name] for node in ready)
     whole = sum(free.get(node.name) == node.allocatable[name] for node in ready)

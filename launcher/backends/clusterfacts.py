@@ -6,8 +6,10 @@ Must not judge the answers (clusterdoctor.py) nor change anything: what is tried
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterable, Mapping
+import gc
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from launcher import objectdoctor, rights, scheduling
@@ -41,7 +43,7 @@ def facts(cluster: Kubernetes, wanted: Wanted) -> Facts:
     except LauncherError as error:
         return Facts(**known, down=error)
     # Nodes and pods of a large cluster take the most time: begun first, in a thread of their own.
-    with ThreadPoolExecutor(PARALLEL) as pool:
+    with _uncollected(), ThreadPoolExecutor(PARALLEL) as pool:
         jobs = {name: pool.submit(ask) for name, ask in _questions(cluster, wanted).items()}
         allowed = pool.map(lambda right: _may(api, right), _all_rights(wanted))
         known["rights"] = dict(zip(_all_rights(wanted), allowed, strict=True))
@@ -51,6 +53,21 @@ def facts(cluster: Kubernetes, wanted: Wanted) -> Facts:
         )
         known |= {name: job.result() for name, job in jobs.items()}
     return Facts(**known)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep Python from looking for cycles in what is read: there are none, and it costs as much.
+
+    Measured: 20,000 pods as JSON are parsed in half the time.
+    """
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 def _questions(cluster: Kubernetes, wanted: Wanted) -> dict[str, Callable[[], Any]]:
