@@ -95,7 +95,8 @@ class Changes:
                     self._read(path, query)
                 pause, allowed = 1.0, True
             except (Unreachable, OSError, ValueError):
-                pause = min(5.0, pause + 1)  # the waiter's own fetch tells it
+                pause = min(5.0, pause + 1)
+                self._seen.put(None)  # whose own fetch finds out what is wrong
             except LauncherError as error:
                 if not allowed:
                     self._seen.put(error)

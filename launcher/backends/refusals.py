@@ -51,7 +51,8 @@ def _refusal(error: Any, server: str, name: str) -> LauncherError:
         case 401:
             return Forbidden(
                 f"cluster {server}: does not accept the credentials of this context",
-                "log in again, or choose another --context",
+                "log in again (a token or certificate that has expired is refused, too), or choose"
+                " another --context",
             )
         case 403:
             return Forbidden(f"cluster: {text}", _right(text))

@@ -7,6 +7,7 @@ loopback and free ports; or, with USE_EXISTING_CLUSTER=true, the throw-away clus
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -102,6 +103,10 @@ def control_plane(assets: Path, folder: Path) -> Iterator[Path]:
     tokens.write_text(f"{token},admin,admin,system:masters\n")
     tokens.chmod(0o600)
     subprocess.run(["openssl", "genrsa", "-out", key, "2048"], check=True, capture_output=True)
+    # Signs certificates of clients, for the tests that want some.
+    signed = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=test-ca",
+              "-keyout", folder / "ca.key", "-out", folder / "ca.crt"]  # fmt: skip
+    subprocess.run(signed, check=True, capture_output=True)
     with ExitStack() as stack:
         etcd_flags = flags(
             data_dir=folder / "etcd",
@@ -124,6 +129,7 @@ def control_plane(assets: Path, folder: Path) -> Iterator[Path]:
             endpoint_reconciler_type="none",
             authorization_mode="Node,RBAC",
             token_auth_file=tokens,
+            client_ca_file=folder / "ca.crt",
             service_account_issuer="https://kubernetes.default.svc",
             service_account_key_file=key,
             service_account_signing_key_file=key,
@@ -131,6 +137,9 @@ def control_plane(assets: Path, folder: Path) -> Iterator[Path]:
             allow_privileged="true",  # as clusters have it: else policies would not be asked
         )
         server = stack.enter_context(process(log, assets / "kube-apiserver", server_flags))
+        # For tests that stop it and start it again.
+        known = {"pid": server.pid, "url": f"https://127.0.0.1:{port}", "flags": server_flags}
+        (folder / "kube-apiserver.json").write_text(json.dumps(known))
         url = f"https://127.0.0.1:{port}"
         authority = folder / "apiserver.crt"  # made by the server itself, in --cert-dir
         wait_until_ready(server, url, authority, token, log)

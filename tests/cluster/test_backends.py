@@ -1,7 +1,7 @@
 """One suite for both backends: the same verbs lead to the same states and exit codes.
 
 Local runs are real processes (a stand-in for the supervisor); those of the cluster are real Jobs,
-with pods that KWOK plays.
+with pods that KWOK plays, submitted and asked for by the account `launcher` with its own rights.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from conftest import wait_for
+import yaml
+from conftest import K8S, wait_for
 from standin import PROGRAM
 
 from jobs.errors import BY_CODE, FINAL
@@ -105,12 +106,38 @@ def backend(request, tmp_path, monkeypatch, capsys) -> Iterator[Backend]:
         return
     for name in ("controllers", "scheduler", "kwok"):
         request.getfixturevalue(name)
-    namespace = request.getfixturevalue("namespace")
-    request.getfixturevalue("new_node")(**{"accelerator-type": "module-910b-8"})
+    cluster, namespace = (request.getfixturevalue(name) for name in ("cluster", "namespace"))
+    token = account(cluster, request.getfixturevalue("kubectl"), namespace)
+    monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig_of(tmp_path / "kubeconfig", token)))
+    resource = f"test.example/{namespace}"  # so that the node is this test's alone
+    monkeypatch.setenv("LAUNCHER_RESOURCE", resource)
+    request.getfixturevalue("new_node")(resource=resource, **{"accelerator-type": "module-910b-8"})
     target = ("--image", "registry.example/jobs:1", "--store", f"file://{tmp_path}/away")
     made = Cluster(("--backend", "kubernetes", "-n", namespace), target, capsys)
-    made.annotate = annotating(request.getfixturevalue("cluster"), namespace)
+    made.annotate = annotating(cluster, namespace)
     yield made
+
+
+def account(cluster: Any, kubectl: Any, namespace: str) -> str:
+    """Make the account `launcher` of k8s/base, with its rights and no others; return its token."""
+    from kubernetes import client
+
+    rows = list(yaml.safe_load_all((K8S / "base" / "rbac.yaml").read_text()))
+    for row in rows:
+        for subject in row.get("subjects", ()):
+            subject["namespace"] = namespace
+    kubectl("apply", "-n", namespace, "-f", "-", stdin=yaml.safe_dump_all(rows))
+    made = client.CoreV1Api(cluster.api()).create_namespaced_service_account_token(
+        "launcher", namespace, {"spec": {"audiences": [], "expirationSeconds": 600}}
+    )
+    access = client.AuthorizationV1Api(cluster.api())
+    asked = {"verb": "delete", "resource": "pods", "namespace": namespace}
+    user = f"system:serviceaccount:{namespace}:launcher"
+    review = {"spec": {"user": user, "resourceAttributes": asked}}
+    wait_for(
+        lambda: access.create_subject_access_review(review).status.allowed, "the account's rights"
+    )
+    return str(made.status.token)
 
 
 def annotating(cluster: Any, namespace: str) -> Callable[[str, str], None]:

@@ -24,8 +24,9 @@ SUBMIT = ("submit", "train", "--image", "registry.example/jobs:1", "--store", "s
 
 
 @pytest.fixture(autouse=True)
-def _alone(tmp_path, monkeypatch, controllers, scheduler, kwok) -> None:
+def _alone(tmp_path, monkeypatch, namespace, controllers, scheduler, kwok) -> None:
     """Keep the launcher from finding a launcher.toml, local runs or the store of this machine."""
+    monkeypatch.setenv("LAUNCHER_RESOURCE", f"test.example/{namespace}")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -76,6 +77,12 @@ def annotate(cluster, namespace) -> Callable[..., None]:
     return write
 
 
+@pytest.fixture
+def node(new_node, namespace) -> Callable[[], str]:
+    """Return a function that makes a node which this test alone has pods for."""
+    return lambda: new_node(resource=f"test.example/{namespace}", **LABELS)
+
+
 def pods_of(core: Any, namespace: str, run: str) -> list[Any]:
     label = f"batch.kubernetes.io/job-name={run}"
     return list(core.list_namespaced_pod(namespace, label_selector=label).items)
@@ -93,14 +100,14 @@ def until(launcher: Launcher, run: str, state: str) -> dict[str, Any]:
     return seen
 
 
-def test_a_run_from_pending_to_its_end(launcher, new_node, annotate) -> None:
+def test_a_run_from_pending_to_its_end(launcher, node, annotate) -> None:
     launcher.submit("cat-1")
     told = until(launcher, "cat-1", "pending")
     assert (told["kind"], told["namespace"]) == ("train", launcher.namespace)
     assert told["reason"]
     (row,) = json.loads(launcher("list", "--json")[1])
     assert (row["run"], row["kind"], row["state"]) == ("cat-1", "train", "pending")
-    new_node(**LABELS)
+    node()
     told = until(launcher, "cat-1", "running")
     assert told["workers"] == 1
     assert {phase["name"] for phase in told["phases"]} & {"compiling", "running"}
@@ -116,8 +123,8 @@ def test_a_run_from_pending_to_its_end(launcher, new_node, annotate) -> None:
     assert row.split()[:4] == ["cat-1", "train", "succeeded", "1/1"]
 
 
-def test_a_run_that_fails_tells_code_reason_and_next_step(launcher, new_node, annotate) -> None:
-    new_node(**LABELS)
+def test_a_run_that_fails_tells_code_reason_and_next_step(launcher, node, annotate) -> None:
+    node()
     launcher.submit("cat-1")
     until(launcher, "cat-1", "running")
     annotate("cat-1", exit="70", said="70 diverged: the loss is not finite at step 12")
@@ -135,8 +142,8 @@ def test_a_run_that_fails_tells_code_reason_and_next_step(launcher, new_node, an
     assert row["state"] == "failed"
 
 
-def test_what_a_store_away_leaves_unknown_is_said(launcher, new_node) -> None:
-    new_node(**LABELS)
+def test_what_a_store_away_leaves_unknown_is_said(launcher, node) -> None:
+    node()
     launcher.submit("cat-1")
     until(launcher, "cat-1", "running")
     told = launcher.status("cat-1")
@@ -144,9 +151,9 @@ def test_what_a_store_away_leaves_unknown_is_said(launcher, new_node) -> None:
     assert told["unread"].startswith("not known: ")
 
 
-def test_progress_comes_from_a_store_that_can_be_read(launcher, new_node, tmp_path) -> None:
+def test_progress_comes_from_a_store_that_can_be_read(launcher, node, tmp_path) -> None:
     store = tmp_path / "store"
-    new_node(**LABELS)
+    node()
     launcher.submit("cat-1", "--store", f"file://{store}", "--steps", "50")
     until(launcher, "cat-1", "running")
     assert "is not mounted here" in launcher.status("cat-1")["unread"]
@@ -162,10 +169,10 @@ def test_progress_comes_from_a_store_that_can_be_read(launcher, new_node, tmp_pa
 # --- waiting
 
 
-def test_wait_tells_why_it_waits_and_ends_as_the_run_does(launcher, new_node, annotate) -> None:
+def test_wait_tells_why_it_waits_and_ends_as_the_run_does(launcher, node, annotate) -> None:
     def go_on() -> None:
         annotate("cat-1", said="65 bad data: so it is")
-        new_node(**LABELS)
+        node()
         annotate("cat-1", exit="65")
 
     later = threading.Thread(target=go_on)
@@ -180,12 +187,12 @@ def test_wait_tells_why_it_waits_and_ends_as_the_run_does(launcher, new_node, an
 
 
 def test_a_watched_status_is_told_at_each_change_and_ends_as_the_run_does(
-    launcher, new_node, annotate
+    launcher, node, annotate
 ) -> None:
     launcher.submit("cat-1")
 
     def go_on() -> None:
-        new_node(**LABELS)
+        node()
         annotate("cat-1", exit="78", said="78 bad spec: steps: is negative")
 
     later = threading.Thread(target=go_on)
@@ -215,8 +222,8 @@ def test_a_watch_of_a_run_that_is_deleted_ends(launcher, kubectl) -> None:
 # --- cancel
 
 
-def test_cancel_waits_and_tells_what_the_job_said(launcher, new_node, annotate, kubectl) -> None:
-    new_node(**LABELS)
+def test_cancel_waits_and_tells_what_the_job_said(launcher, node, annotate, kubectl) -> None:
+    node()
     launcher.submit("cat-1")
     until(launcher, "cat-1", "running")
     annotate("cat-1", said="75 stopped: stopped on request; step 120 is committed")
@@ -230,10 +237,10 @@ def test_cancel_waits_and_tells_what_the_job_said(launcher, new_node, annotate, 
     launcher.submit("cat-1")  # the same submission goes on from its last commit
 
 
-def test_cancel_now_says_what_is_lost(launcher, new_node, cluster) -> None:
+def test_cancel_now_says_what_is_lost(launcher, node, cluster) -> None:
     from kubernetes import client
 
-    new_node(**LABELS)
+    node()
     launcher.submit("cat-1")
     until(launcher, "cat-1", "running")
     core = client.CoreV1Api(cluster.api())
@@ -268,13 +275,13 @@ def graces_of(core: Any, namespace: str, pod: str) -> list[int]:
     return found
 
 
-def test_cancel_of_what_never_began_and_of_what_has_ended(launcher, new_node, annotate) -> None:
+def test_cancel_of_what_never_began_and_of_what_has_ended(launcher, node, annotate) -> None:
     launcher.submit("waits")
     until(launcher, "waits", "pending")
     code, _, err = launcher("cancel", "waits")
     assert code == 0
     assert "waits: has not begun, so that there is nothing to save" in err
-    new_node(**LABELS)
+    node()
     launcher.submit("ends")
     annotate("ends", exit="0")
     until(launcher, "ends", "succeeded")
@@ -303,10 +310,10 @@ def test_cancel_leaves_a_job_of_the_same_name_alone(launcher, kubectl) -> None:
     assert backend.find("cat-1")["metadata"]["uid"] != old["metadata"]["uid"]
 
 
-def test_cancel_leaves_the_pods_of_another_job_alone(launcher, new_node, kubectl, cluster) -> None:
+def test_cancel_leaves_the_pods_of_another_job_alone(launcher, node, kubectl, cluster) -> None:
     from kubernetes import client
 
-    new_node(**LABELS)
+    node()
     launcher.submit("cat-1")
     until(launcher, "cat-1", "running")
     core = client.CoreV1Api(cluster.api())
@@ -337,8 +344,8 @@ def test_idempotent_takes_the_run_of_the_same_spec_alone(launcher) -> None:
     assert row["run"] == "cat-1"
 
 
-def test_a_run_that_is_being_cancelled_is_not_taken(launcher, new_node, annotate, kubectl) -> None:
-    new_node(**LABELS)
+def test_a_run_that_is_being_cancelled_is_not_taken(launcher, node, annotate, kubectl) -> None:
+    node()
     launcher.submit("cat-1")
     until(launcher, "cat-1", "running")
     annotate("cat-1", stays="true")
