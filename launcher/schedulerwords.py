@@ -49,7 +49,8 @@ def meaning(message: str, what: str) -> Reason:
     total, parts = int(summary[1]), _PART.findall(summary[2])
     if not total:
         step = "ask the administrator"
-        return Reason(word="no-room", line=f"{NEVER}: the cluster has no node", next_step=step)
+        line = f"{NEVER}: the cluster has no node"
+        return Reason(word="no-room", line=line, next_step=step, stuck=True)
     nodes = f"of {output.counted(total, 'node')}"
     told = ", ".join(f"{count} {_said(reason)}" for count, reason in parts) or summary[2]
     # Nodes that no preemption would help could not hold it even if they were empty.

@@ -13,7 +13,7 @@ from typing import Any, get_args
 import pytest
 from explained import GOLDEN, revived, words
 
-from launcher import attempts, explain, podstate, timeline
+from launcher import admission, attempts, explain, podstate, schedulerwords, timeline
 from launcher.records import Progress
 from launcher.snapshot import Snapshot
 
@@ -205,3 +205,70 @@ def test_where_the_time_went(found: Snapshot, progress: Progress | None, expecte
 def test_clocks_that_differ_make_no_time_negative() -> None:
     phases = timeline.timeline(seen(50, pod(("made", 1), ("placed", 60), ("running", 40))))
     assert all(phase.seconds >= 0 for phase in phases)
+
+
+def test_phases_add_up_to_the_time_that_has_passed() -> None:
+    life = (("made", 1), ("placed", 60), ("running", 40), ("ended", 90))
+    phases = timeline.timeline(seen(500, pod(*life), events=PULLS))
+    assert sum(phase.seconds for phase in phases) == 190  # Pulled was told after the end
+
+
+def test_a_lost_node_is_told_before_the_grace_is_over() -> None:
+    row = recorded("node-lost")
+    deadline = datetime.fromisoformat(row["pods"][0]["metadata"]["deletionTimestamp"])
+    row["now"] = (deadline - timedelta(seconds=20)).isoformat()
+    assert explain.explain(revived(row)).word == "node-lost"
+    for one in row["nodes"]:
+        one["ready"] = True
+    told = explain.explain(revived(row))
+    assert (told.state, told.stuck) == ("stopping", False)
+    assert "up to 20s left to save and upload" in told.line
+
+
+def test_a_missing_claim_is_told_rather_than_a_full_node() -> None:
+    row = recorded("fits-later")
+    claim = '0/8 nodes are available: persistentvolumeclaim "pictures" not found. not found'
+    for condition in row["pods"][0]["status"]["conditions"]:
+        condition["message"] = claim
+    assert explain.explain(revived(row)).line == "its PersistentVolumeClaim pictures does not exist"
+
+
+def test_of_a_quota_the_resource_that_is_over_is_told() -> None:
+    message = (
+        'Error creating: pods "cat-0-x" is forbidden: exceeded quota: team, requested:'
+        " limits.memory=64Gi,requests.cpu=16, used: limits.memory=1Gi,requests.cpu=90, limited:"
+        " limits.memory=256Gi,requests.cpu=100"
+    )
+    told = admission.meaning(message, "team")
+    expected = "quota team: asks 16 CPUs, and 90 of 100 are used; it fits when other runs here end"
+    assert told.line == expected
+
+
+@pytest.mark.parametrize(
+    ("message", "stuck", "expected"),
+    [
+        (  # another version's words: the taint is named, and is one that passes
+            "0/2 nodes are available: 1 node(s) had untolerated taint"
+            " {node.kubernetes.io/unreachable: }, 1 Insufficient cpu. preemption: 0/2 nodes are"
+            " available: 2 Preemption is not helpful for scheduling.",
+            False, "waits for 8 NPUs: no node that works could hold it even if empty: of 2 nodes 1"
+            " tainted node.kubernetes.io/unreachable, 1 with too little cpu",
+        ),
+        (
+            "0/1 nodes are available: 1 node(s) had untolerated taint {team: vision}. preemption:"
+            " 0/1 nodes are available: 1 Preemption is not helpful for scheduling.",
+            True, "can never fit: asks 8 NPUs, and no node could hold it even if empty: of 1 node 1"
+            " tainted team=vision",
+        ),
+        (
+            "0/4 nodes are unavailable: 4 Insufficient huawei.com/Ascend910.",
+            False, "waits for 8 NPUs: of 4 nodes 4 with too little huawei.com/Ascend910",
+        ),
+        ("no nodes available to schedule pods", False,
+         "no node takes it: no nodes available to schedule pods"),
+        ("0/0 nodes are available: ", True, "can never fit: the cluster has no node"),
+    ],
+)  # fmt: skip
+def test_what_schedulers_say(message: str, stuck: bool, expected: str) -> None:
+    told = schedulerwords.meaning(message, "8 NPUs")
+    assert (told.line, told.stuck) == (expected, stuck)
