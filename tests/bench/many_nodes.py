@@ -1,4 +1,4 @@
-"""Measures `status` of a pending run on a large cluster: seconds and memory of its own process.
+"""Measures `status` of a pending run and `doctor` on a large cluster: seconds and memory of each.
 
     KUBEBUILDER_ASSETS=DIR python tests/bench/many_nodes.py [--nodes 1000] [--pods 20] [--rounds 5]
 
@@ -44,6 +44,8 @@ HOLDERS, BESIDE = 7, 13
 """Pods of a node: with an NPU each, and without."""
 THREADS = 16
 ACCOUNTS = "/api/v1/namespaces/default/serviceaccounts"
+SETTINGS = {"LAUNCHER_IMAGE": "registry.example/jobs:1", "LAUNCHER_STORE": "file:///data"}
+"""What doctor looks at beside the cluster: no store that would be tried from here."""
 _STATUS = "import sys; from launcher.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
@@ -122,7 +124,9 @@ def pods(number: int, each: int, template: Any) -> Iterable[Any]:
 
 def measured(kubeconfig: Path, *words: str) -> tuple[float, float, float, str]:
     """Return seconds, those of the CPU, MiB and the output of a process of its own."""
-    variables = dict(os.environ, KUBECONFIG=str(kubeconfig), HOME=str(kubeconfig.parent))
+    variables = dict(
+        os.environ, KUBECONFIG=str(kubeconfig), HOME=str(kubeconfig.parent), **SETTINGS
+    )
     began = time.monotonic()
     child = subprocess.Popen(
         [sys.executable, "-c", _STATUS, *words], env=variables, cwd=kubeconfig.parent,
@@ -131,7 +135,8 @@ def measured(kubeconfig: Path, *words: str) -> tuple[float, float, float, str]:
     assert child.stdout is not None
     told = child.stdout.read().decode()
     _, status, usage = os.wait4(child.pid, 0)
-    assert status == 0, told
+    # doctor fails once the nodes, which nobody plays any more, are told as not ready.
+    assert status == 0 or words[0] == "doctor", told
     cpu = usage.ru_utime + usage.ru_stime
     return time.monotonic() - began, cpu, usage.ru_maxrss / 1024, told
 
@@ -210,6 +215,7 @@ def report(kubeconfig: Path, rounds: int) -> int:
     cases = {
         "start, and a list of nothing": ("list", "-n", "kube-public"),
         "status": ("status", "cat"),
+        "doctor": ("doctor",),
     }
     rows: dict[str, list[tuple[float, float, float]]] = {name: [] for name in cases}
     told = ""
@@ -222,7 +228,9 @@ def report(kubeconfig: Path, rounds: int) -> int:
         seconds, cpu, mib = (statistics.median(column) for column in zip(*found, strict=True))
         spread = f"{min(row[0] for row in found):.2f}-{max(row[0] for row in found):.2f}"
         print(f"{name}: {seconds:.2f} s ({spread}), {cpu:.2f} s of CPU, {mib:.0f} MiB")
-    good = seconds <= MOST_SECONDS and max(row[2] for row in rows["status"]) <= MOST_MIB
+    judged = [rows["status"], rows["doctor"]]
+    good = all(statistics.median(row[0] for row in found) <= MOST_SECONDS for found in judged)
+    good = good and max(row[2] for found in judged for row in found) <= MOST_MIB
     print(f"bar: <= {MOST_SECONDS} s, <= {MOST_MIB} MiB: {'met' if good else 'MISSED'}")
     return 0 if good else 1
 
