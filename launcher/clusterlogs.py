@@ -19,7 +19,7 @@ from jobs.stores import Store
 from launcher import clusterrecords, clusterruns, fields, goneruns, loglines, output, storage
 from launcher.backends.kubernetes import Kubernetes
 from launcher.backends.podlogs import PodLog, started
-from launcher.errors import Misconfigured, NotFound, RunFailed, Unreachable, Usage
+from launcher.errors import Forbidden, Misconfigured, NotFound, RunFailed, Unreachable, Usage
 from launcher.explain import explain
 from launcher.loglines import SECOND, Choice, Line
 from launcher.podreader import Batch, Reader
@@ -203,14 +203,15 @@ class RunLog:
         """
         found = None
         if not self.watched.gone:
-            with suppress(NotFound, Unreachable):  # gone or away since
+            with suppress(NotFound, Unreachable, Forbidden):  # its end is known, its words are not
                 found = explain(self._cluster.snapshot(self.run))
-        if found is None:
+        if self.watched.gone:
             goneruns.end(self.store, self.run)
-        elif found.state == "succeeded":
-            self._say(f"succeeded: {found.line}")
+        elif self.watched.succeeded:
+            self._say(f"succeeded: {found.line}" if found else "succeeded")
         else:
-            raise RunFailed(f"run {self.run!r}: {found.line}", found.next_step)
+            line, step = (found.line, found.next_step) if found else ("failed", "")
+            raise RunFailed(f"run {self.run!r}: {line}", step)
 
 
 class _Held:

@@ -80,10 +80,10 @@ class _Sieve:
         for chunk in localrun.log(files):
             size += len(chunk)
             self(chunk)
-        held, self._held = self._held, None
-        output.raw(loglines.printed(held or ()))
         if not localrun.alive(files):
             self.end()
+        held, self._held = self._held, None
+        output.raw(loglines.printed(held or ()))
         return size
 
     def end(self) -> None:

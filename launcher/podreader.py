@@ -192,7 +192,8 @@ class Reader:
         """Yield from the copy what the node does not serve, until both meet again."""
         patient_until = self.clock() + PATIENCE_SECONDS
         while True:
-            over = self._over()  # asked first: a pod sends its last words before it ends
+            # Asked before the copy is: what is missing in it then will never come, or too late.
+            over, late = self._over(), self.clock() > patient_until
             copied = self.copy.after(list(self.seen.tail))
             if copied:
                 patient_until = self.clock() + PATIENCE_SECONDS
@@ -207,8 +208,7 @@ class Reader:
                     return
                 if not window and copied == [] and not over:
                     patient_until = self.clock() + PATIENCE_SECONDS  # nothing new on either side
-                more = copied or not over  # may come
-                if more and self.copy.there and self.clock() < patient_until:
+                if self.copy.there and (copied or not (over or late)):
                     self.sleep(POLL_SECONDS)
                     continue
                 fresh, known = loglines.newer(self.seen, window)
@@ -226,23 +226,22 @@ class Reader:
         )
 
     def _finish(self) -> Iterator[Batch]:
-        """Yield what an ended pod still has to say; an end of the stream alone proves nothing."""
-        while True:
+        """Yield what an ended pod still has to say; an answer that is cut short looks complete."""
+        idle = 0
+        while idle < 2 and not loglines.ends(self.seen.last):
             if not self.seen.tail:
                 yield from self._start()
             window = self._window(self.seen.since, last=True)
             if window is None:
-                if not loglines.ends(self.seen.last):
-                    yield self._taken(self.copy.after(list(self.seen.tail)) or (), exact=False)
+                yield self._taken(self.copy.after(list(self.seen.tail)) or (), exact=False)
                 return
             try:
                 fresh = self.seen.unseen(window)
             except Gap:
                 yield from self._bridge()
                 return
+            idle = 0 if fresh else idle + 1
             yield self._taken(fresh)
-            if not fresh:
-                return
 
     def _window(self, since: int | None, *, last: bool = False) -> list[Line] | None:
         """Return what the node serves, however long it takes; None: it never will again."""

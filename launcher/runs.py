@@ -119,21 +119,6 @@ def _text(row: dict[str, Any]) -> str:
     return "\n".join(f"{key:<11}{value}" for key, value in lines.items() if value)
 
 
-def print_log(settings: Settings, run: str, *, follow: bool, tail: int | None) -> None:
-    """Print a run's log to stdout; following, end as the run does.
-
-    Raises:
-        RunFailed: the run that was followed did not succeed.
-    """
-    files = places.find(settings, run, "logs")
-    offset = 0 if tail is None else localrun.tail(files, tail)
-    if follow:
-        watch(files, offset, output.raw, places.flags(settings))
-        return
-    for chunk in localrun.log(files, offset):
-        output.raw(chunk)
-
-
 def watch(files: Files, offset: int, write: Callable[[bytes], None], flags: str) -> None:
     """Follow a run's log until it ends, and tell how it ended.
 

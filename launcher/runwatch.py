@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from launcher import fields
@@ -44,6 +45,11 @@ class Watched:
         self.gone = False
         self.away_since: float | None = None
         self.back_at = 0.0
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the Job has completed."""
+        return fields.condition(self._job, "Complete", "True") is not None
 
     def refresh(self) -> None:
         """Ask for the Job and its pods.
@@ -128,6 +134,10 @@ class Watched:
             )
         if self.ended or running:
             return
+        with suppress(Forbidden):  # whoever may not read events does without
+            self._tell_why()
+
+    def _tell_why(self) -> None:
         found = explain(self._cluster.snapshot(self._run))
         if found.word not in self._told:
             self._told.add(found.word)

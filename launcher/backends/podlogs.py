@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from launcher import fields
 from launcher.backends.apiserver import ApiServer, api_exception, message_of
+from launcher.backends.refusals import transport
 from launcher.backends.snapshots import PODS
 from launcher.loglines import Line, all_parsed, parsed
 
@@ -66,7 +67,7 @@ def asking() -> Iterator[None]:
         refused = error.status in (401, 403)
         raise Away(message_of(error), refused=refused, answered=True) from error
     except HTTPError as error:
-        raise Away(type(error).__name__) from error
+        raise Away(transport(error)) from error
 
 
 class PodLog:

@@ -41,7 +41,7 @@ def translated(server: str, name: str) -> Iterator[None]:
     except api_exception() as error:
         raise _refusal(error, server, name) from error
     except HTTPError as error:
-        raise Unreachable(f"cluster {server}: {_transport(error)}", WAYS_OUT) from error
+        raise Unreachable(f"cluster {server}: {transport(error)}", WAYS_OUT) from error
 
 
 def _refusal(error: Any, server: str, name: str) -> LauncherError:
@@ -93,7 +93,7 @@ def message_of(error: Any) -> str:
     return " ".join(str(text).split())
 
 
-def _transport(error: Exception) -> str:
+def transport(error: Exception) -> str:
     """Return the innermost reason of a chain of transport errors, on one line."""
     from urllib3.exceptions import NameResolutionError, NewConnectionError
     from urllib3.exceptions import TimeoutError as TimedOut

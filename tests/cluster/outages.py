@@ -49,11 +49,6 @@ class ApiServerProcess:
 
     def _start(self) -> None:
         """Start it again on the same port, and wait until it is ready."""
-        with (self._folder / "kube-apiserver-again.log").open("ab") as log:
-            self._child = subprocess.Popen(
-                self._command, stdout=log, stderr=log, stdin=subprocess.DEVNULL
-            )
-        self._pid = self._child.pid
         document = yaml.safe_load((self._folder / "kubeconfig").read_text())
         row = document["clusters"][0]["cluster"]
         token = document["users"][0]["user"]["token"]
@@ -62,14 +57,24 @@ class ApiServerProcess:
             f"{row['server']}/readyz", headers={"Authorization": f"Bearer {token}"}
         )
         deadline = time.monotonic() + 60
+        self._spawn()
         while True:
             try:
                 urllib.request.urlopen(request, timeout=5, context=context).close()
                 return
             except (OSError, urllib.error.URLError):
-                if time.monotonic() > deadline or self._child.poll() is not None:
+                if time.monotonic() > deadline:
                     pytest.fail("the API server did not come up again", pytrace=False)
                 time.sleep(0.1)
+            if self._child and self._child.poll() is not None:
+                self._spawn()  # the port was not free yet: threads die one by one
+
+    def _spawn(self) -> None:
+        with (self._folder / "kube-apiserver-again.log").open("ab") as log:
+            self._child = subprocess.Popen(
+                self._command, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
+        self._pid = self._child.pid
 
     def end(self) -> None:
         """End the one that was started again; the first belongs to the cluster's fixture."""

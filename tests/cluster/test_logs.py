@@ -18,6 +18,8 @@ from conftest import wait_for
 from stubkubelet import Log, StubKubelet, stub_kubelet
 
 from launcher import cli
+from launcher.backends import podlogs
+from launcher.backends.apiserver import ApiServer
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
@@ -342,7 +344,7 @@ def test_who_may_not_read_logs_is_told_the_rule(
     role = {
         "metadata": {"name": "half"},
         "rules": [
-            {"apiGroups": ["", "batch"], "resources": ["jobs", "pods", "events"],
+            {"apiGroups": ["", "batch"], "resources": ["jobs", "pods"],
              "verbs": ["get", "list", "watch"]},
         ],
     }  # fmt: skip
@@ -363,6 +365,26 @@ def test_who_may_not_read_logs_is_told_the_rule(
         assert (code, lines) == (77, [])
         assert "pods/log" in words
         assert "error: " in words.splitlines()[-2]
+
+
+def test_a_stream_that_dies_silently_is_noticed(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.submit()
+    pod = stage.start()
+    pod.write(BEGIN, "[0] a")
+    monkeypatch.setattr(podlogs, "IDLE_SECONDS", 0.5)
+    found = stage.core.read_namespaced_pod(pod.name, stage.namespace)
+    row = stage.core.api_client.sanitize_for_serialization(found)
+    lines: list[str] = []
+
+    def read() -> None:
+        for batch in podlogs.PodLog(ApiServer(namespace=stage.namespace), row).follow(None):
+            lines.extend(line.text.decode() for line in batch)
+
+    with pytest.raises(podlogs.Idle):
+        read()
+    assert lines == [BEGIN, "[0] a"]
 
 
 def test_a_node_that_does_not_answer_is_told_and_does_not_hang(stage: Stage, capfd: Any) -> None:
