@@ -108,9 +108,9 @@ function show(place) {
 $("before").addEventListener("click", () => show(open - 1));
 $("after").addEventListener("click", () => show(open + 1));
 $("close").addEventListener("click", () => $("large").close());
-$("large").addEventListener("keydown", (event) => {
+document.addEventListener("keydown", (event) => { // a button that is disabled has no focus any more
   const by = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[event.key];
-  if (by) { event.preventDefault(); show(open + by); }
+  if (by && $("large").open) { event.preventDefault(); show(open + by); }
 });
 swipes($("large"), (by) => show(open + by));
 

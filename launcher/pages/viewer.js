@@ -4,6 +4,7 @@
 const large = $("large"), stage = $("stage");
 let open = -1; // index in items
 let came = false; // by a step of this page, which Back undoes
+let leaving = false; // Back is on its way: what the address was meanwhile is not to be followed
 
 const runName = (run) => make("span", {}, make("i", { class: run ? "dot two" : "dot" }), runs[run].run);
 
@@ -55,13 +56,15 @@ function step(by) {
   const place = shown.indexOf(open) + by;
   if (place < 0 || place >= shown.length || shown.indexOf(open) < 0) return;
   location.replace(`#${nameOf(shown[place])}`);
+  show(shown[place]); // the event of the address comes later than a quick finger's next key
 }
 
 function follow() { // the address has changed
   const name = decodeURIComponent(location.hash.slice(1));
   const index = name ? items.findIndex((_, at) => nameOf(at) === name) : -1;
-  if (index >= 0) { show(index); return; }
-  if (large.open) large.close();
+  if (leaving) leaving = name !== "";
+  else if (index >= 0 && index !== open) show(index);
+  else if (index < 0 && large.open) large.close();
 }
 
 large.addEventListener("close", () => {
@@ -69,13 +72,15 @@ large.addEventListener("close", () => {
   const place = shown.indexOf(open);
   open = -1;
   if (location.hash.length > 1) {
-    if (came) history.back(); else location.replace("#");
+    if (came) { leaving = true; history.back(); }
+    else history.replaceState(null, "", location.href.replace(/#.*/, "")); // "#" would scroll to the top
   }
   came = false;
   if (place >= 0) reveal(place, true);
 });
-large.addEventListener("keydown", (event) => {
-  if (event.target.type === "range" || event.altKey || event.ctrlKey || event.metaKey) return;
+// On the document: a button that has the focus loses it to nobody when it is disabled.
+document.addEventListener("keydown", (event) => {
+  if (!large.open || event.target.type === "range" || event.altKey || event.ctrlKey || event.metaKey) return;
   const by = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1, Home: -shown.indexOf(open), End: shown.length - 1 - shown.indexOf(open) }[event.key];
   if (by === undefined) return;
   event.preventDefault();
@@ -109,8 +114,9 @@ stage.addEventListener("pointermove", (event) => { // the mouse wipes, a finger 
 
 // ---- start
 
+history.scrollRestoration = "manual"; // Back from a picture goes where that picture is
 grid.addEventListener("click", (event) => {
-  if (event.target.closest(".tile")) came = true;
+  if (event.target.closest(".tile")) [came, leaving] = [true, false];
 });
 grid.addEventListener("keydown", (event) => {
   const tile = event.target.closest(".tile");
