@@ -200,10 +200,11 @@ def _restore_checkpoint(attempt: Attempt) -> int:
     for step in reversed(steps):
         name = layout.step_name(step)
         prefix = layout.key(env.run, layout.CHECKPOINTS, name)
+        folder = env.work / "restored" / name
         try:
-            commits.download(store, prefix, env.work / "restored" / name)
+            _download_twice(store, prefix, folder)
         except (BadData, FileNotFoundError) as error:
-            shutil.rmtree(env.work / "restored" / name, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
             if step == steps[0]:
                 raise Unavailable(
                     f"run {env.run!r}: no committed step is whole ({error}); repair it, or start "
@@ -215,6 +216,19 @@ def _restore_checkpoint(attempt: Attempt) -> int:
         else:
             return step
     return 0
+
+
+def _download_twice(store: Store, prefix: str, folder: Path) -> None:
+    """Download a set; one that is not whole is read once more before it counts as damaged.
+
+    A byte that was flipped on its way must not cost a checkpoint.
+    """
+    try:
+        commits.download(store, prefix, folder)
+    except BadData as error:
+        log.warning("damaged=%s error=%r; reading it once more", prefix, str(error))
+        shutil.rmtree(folder, ignore_errors=True)
+        commits.download(store, prefix, folder)
 
 
 def finished(attempt: Attempt) -> bool:

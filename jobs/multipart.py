@@ -129,6 +129,9 @@ def _send(
             have = number in there and _same(part, there[number], table, number)
         except BaseException:
             store.slots.release()
+            failed.set()
+            for future in waiting:  # they read the file that the caller is about to close
+                future.exception()
             raise
         if have:
             store.slots.release()

@@ -1,14 +1,12 @@
 """Owns the download of an object by ranges, side by side, and going on with an interrupted one.
 
-Beside the file lie `.part-<name>`, whose bytes are the object's first ones, and
-`.part-<name>.json`, which says of which object. Must not know what the object is.
+Must not know what the object is, how an answer looks (bodies.py), nor what is on disk (drafts.py).
 """
 
 from __future__ import annotations
 
 import hashlib
 import http.client
-import json
 import os
 import queue
 import threading
@@ -16,10 +14,12 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from jobs import bodies, drafts
+from jobs.drafts import Known
 from jobs.parts import tag_of
 from jobs.s3faults import Away, Outdated
 from jobs.stores import PART, Progress, Refused
@@ -27,29 +27,8 @@ from jobs.stores import PART, Progress, Refused
 if TYPE_CHECKING:
     from jobs.s3 import S3Store
 
-WRITE_BYTES = 256 << 10
 READ_BYTES = 4 << 20
 """What is read between two reports of progress."""
-
-
-@dataclass
-class Known:
-    """Which object is fetched."""
-
-    tag: str = ""
-    size: int = -1
-    """Bytes; negative as long as no answer has told."""
-
-    def learn(self, tag: str, size: int, place: str) -> None:
-        """Take what an answer tells.
-
-        Raises:
-            Outdated: it is of another object than the answer before.
-        """
-        if self.size < 0:
-            self.tag, self.size = tag, size
-        elif (tag, size) != (self.tag, self.size):
-            raise Outdated(f"{place}: was replaced while it was read")
 
 
 class Buffers:
@@ -74,210 +53,200 @@ class Buffers:
         self._free.put(buffer)
 
 
+@dataclass
+class Piece:
+    """A range on its way."""
+
+    start: int
+    memory: memoryview
+    length: int
+    """Bytes of the memory that it needs."""
+    got: int = 0
+    """Bytes that have come."""
+
+    @property
+    def data(self) -> memoryview:
+        """What has come."""
+        return self.memory[: self.got]
+
+
 def get(store: S3Store, key: str, path: Path, progress: Progress) -> str:
     """Copy an object to `path`, which appears whole, and return its SHA-256, hex.
 
     Raises:
         FileNotFoundError: no such object.
-        Refused: as S3Store.
+        Refused: as S3Store, or another process is fetching to the same path.
         OSError: the server was away, or the disk is full; the same call again goes on.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{PART}{path.name}")
     notes = path.with_name(f"{PART}{path.name}.json")
-    handle = os.open(draft, os.O_RDWR | os.O_CREAT, 0o644)
+    handle = drafts.open_draft(draft)
     try:
-        known = _load(notes)
+        known = drafts.load(notes)
         try:
-            digest = _fetch(store, key, handle, known, notes, progress)
+            digest = _Download(store, key, handle, known, notes, progress).run()
         except Outdated:  # the object was replaced since the last call, or just now
-            digest = _fetch(store, key, handle, Known(), notes, progress)
-    except (FileNotFoundError, Refused):
-        draft.unlink(missing_ok=True)
+            digest = _Download(store, key, handle, Known(), notes, progress).run()
+        # Not flushed: what a crash of the machine spoils can be fetched again.
+        draft.replace(path)
         notes.unlink(missing_ok=True)
+    except (FileNotFoundError, Refused) as error:
+        # A token that has expired is renewed, and what came until then is worth keeping.
+        if isinstance(error, FileNotFoundError) or not os.fstat(handle).st_size:
+            draft.unlink(missing_ok=True)
+            notes.unlink(missing_ok=True)
         raise
     finally:
         os.close(handle)
-    # Not flushed: what a crash of the machine spoils can be fetched again.
-    draft.replace(path)
-    notes.unlink(missing_ok=True)
     return digest
 
 
-def _fetch(
-    store: S3Store, key: str, handle: int, known: Known, notes: Path, progress: Progress
-) -> str:
-    """Append what is missing, in order, and return the digest of the whole."""
-    whole = hashlib.sha256()
-    if known.size < 0:
-        notes.unlink(missing_ok=True)
-    done = asked = _digest(handle, known.size, whole)
-    progress(done)
-    stopped = threading.Event()
-    writer = ThreadPoolExecutor(1)  # starts no thread before it is used
-    coming: deque[tuple[Future[int], memoryview]] = deque()
+class _Download:
+    """One object on its way into an open draft, whose length is all that has to be remembered."""
 
-    def ask(buffer: memoryview) -> None:
-        nonlocal asked
-        start, asked = asked, min(asked + store.part_bytes, known.size)
-        future = store.pool.submit(
-            _range, store, key, start, buffer[: asked - start], known, progress, stopped
-        )
-        coming.append((future, buffer))
+    def __init__(
+        self,
+        store: S3Store,
+        key: str,
+        handle: int,
+        known: Known,
+        notes: Path,
+        progress: Progress,
+    ) -> None:
+        self.store, self.key, self.handle = store, key, handle
+        self.known, self.notes, self.progress = known, notes, progress
+        self.place = store.place(key)
+        self.whole = hashlib.sha256()
+        self.done = 0
+        self.stopped = threading.Event()
 
-    def take(buffer: memoryview, length: int) -> None:
-        nonlocal done
+    def run(self) -> str:
+        """Append what is missing, in order, and return the digest of the whole."""
+        if self.known.size < 0:
+            self.notes.unlink(missing_ok=True)
+        self.done = drafts.digest(self.handle, self.known.size, self.whole)
+        self.progress(self.done)
+        with ThreadPoolExecutor(1) as self.writer:  # starts no thread before it is used
+            if self.known.size < 0:
+                self._first()
+            self._rest()
+        return self.whole.hexdigest()
+
+    def _first(self) -> None:
+        """Fetch the first range, which tells how many there are."""
+        memory = self.store.buffers.take(wait=True)
+        assert memory is not None
+        piece = Piece(0, memory, len(memory))
+        try:
+            self._range(piece)
+            self._take(piece)
+        except Away:
+            self._keep(piece)
+            raise
+        finally:
+            self.store.buffers.give(memory)
+
+    def _rest(self) -> None:
+        """Fetch the other ranges, side by side, as far as there is memory for them."""
+        size, asked = self.known.size, self.done
+        coming: deque[tuple[Future[None], Piece]] = deque()
+        if self.done < size:
+            drafts.note(self.notes, self.known)
+        try:
+            while self.done < size:
+                while asked < size:
+                    memory = self.store.buffers.take(wait=not coming)
+                    if memory is None:
+                        break
+                    piece = Piece(asked, memory, min(len(memory), size - asked))
+                    asked += piece.length
+                    coming.append((self.store.pool.submit(self._range, piece), piece))
+                future, piece = coming[0]
+                future.result()
+                self._take(piece)
+                coming.popleft()
+                self.store.buffers.give(piece.memory)
+        except Away:
+            self._keep(coming[0][1])
+            raise
+        finally:
+            self.stopped.set()
+            for future, piece in coming:
+                if not future.cancel():
+                    future.exception()
+                self.store.buffers.give(piece.memory)
+
+    def _take(self, piece: Piece) -> None:
+        """Append a range that is whole."""
         # Hashing and writing both let go of the interpreter; only large ranges are worth a thread.
-        written = writer.submit(_write, handle, buffer[:length]) if length > WRITE_BYTES else None
-        whole.update(buffer[:length])
-        if written:
+        if piece.got > drafts.WRITE_BYTES:
+            written = self.writer.submit(drafts.write, self.handle, piece.data)
+            self.whole.update(piece.data)
             written.result()
         else:
-            _write(handle, buffer[:length])
-        done += length
+            self.whole.update(piece.data)
+            drafts.write(self.handle, piece.data)
+        self.done += piece.got
 
-    if known.size < 0:  # the first range tells how many there are
-        first = store.buffers.take(wait=True)
-        assert first is not None
-        try:
-            take(first, _range(store, key, 0, first, known, progress, stopped))
-        finally:
-            store.buffers.give(first)
-        asked = done
-        if done < known.size:
-            notes.write_text(json.dumps(asdict(known)), encoding="utf-8")
-    try:
-        while done < known.size:
-            while asked < known.size and (buffer := store.buffers.take(wait=not coming)):
-                ask(buffer)
-            future, buffer = coming[0]
-            take(buffer, future.result())
-            coming.popleft()
-            store.buffers.give(buffer)
-    finally:
-        stopped.set()
-        for future, buffer in coming:
-            if not future.cancel():
-                future.exception()
-            store.buffers.give(buffer)
-        writer.shutdown()
-    return whole.hexdigest()
+    def _keep(self, piece: Piece) -> None:
+        """Append the head of a range that broke off, so that the next call goes on behind it."""
+        if self.known.size > 0:
+            with suppress(OSError):
+                drafts.write(self.handle, piece.data)
+                drafts.note(self.notes, self.known)
 
+    def _range(self, piece: Piece) -> None:
+        """Fetch a range into its memory.
 
-def _range(
-    store: S3Store,
-    key: str,
-    start: int,
-    buffer: memoryview,
-    known: Known,
-    progress: Progress,
-    stopped: threading.Event,
-) -> int:
-    """Fill the buffer with the object's bytes from `start`; return how many there were."""
-    length, got = len(buffer), 0
+        A line that breaks again and again gets on as long as each round of tries brings something.
+        """
+        while True:
+            before = piece.got
+            try:
+                return self.store.trying(self.key, lambda: self._ask(piece))
+            except Away:
+                if piece.got == before or self.stopped.is_set():
+                    raise
 
-    def fetch() -> None:
-        nonlocal length, got
-        if stopped.is_set():
+    def _ask(self, piece: Piece) -> None:
+        if self.stopped.is_set():
             return
+        at = piece.start + piece.got
         try:
-            answer = store.client.get_object(
-                Bucket=store.bucket,
-                Key=store.name(key),
-                Range=f"bytes={start + got}-{start + length - 1}",
+            answer = self.store.client.get_object(
+                Bucket=self.store.bucket,
+                Key=self.store.name(self.key),
+                Range=f"bytes={at}-{piece.start + piece.length - 1}",
             )
         except Exception as error:
-            if not _is_empty(error):
+            if not bodies.is_empty(error):
                 raise
-            known.learn("", 0, store.place(key))  # no byte to begin with: the object is empty
-            length = 0
+            self.known.learn("", 0, self.place)  # no byte to begin with: the object is empty
+            piece.length = 0
             return
-        tag, size = tag_of(answer), _size(answer)
-        if not tag:
-            raise Away(f"{store.place(key)}: the answer was cut")
-        known.learn(tag, size, store.place(key))
-        length = min(length, size - start)
         body = answer["Body"]
         try:
-            if "ContentRange" not in answer:  # a server that knows no ranges sends all, each time
-                _skip(body, start + got)
-            read = _reader(body)
-            while got < length and (more := read(buffer[got : min(length, got + READ_BYTES)])):
-                got += more
-                progress(more)
+            begin, size = bodies.frame(answer, at, self.place)
+            self.known.learn(tag_of(answer), size, self.place)
+            piece.length = min(piece.length, size - piece.start)
+            bodies.skip(body, at - begin)
+            self._fill(piece, bodies.reader(body))
+        except (Away, Outdated):
+            raise
         except (OSError, http.client.HTTPException) as error:
-            raise Away(f"{store.place(key)}: {error or type(error).__name__}") from error
+            raise Away(f"{self.place}: {error or type(error).__name__}") from error
         finally:
-            _leave(body)
-        if got < length:
-            raise Away(f"{store.place(key)}: the answer ended {length - got} bytes too early")
+            bodies.leave(body)
+        if piece.got < piece.length and not self.stopped.is_set():
+            missing = piece.length - piece.got
+            raise Away(f"{self.place}: the answer ended {missing} bytes too early")
 
-    store.trying(key, fetch)
-    return length
-
-
-def _reader(body: Any) -> Callable[[memoryview], int]:
-    """Return what reads a body into memory; past urllib3, whose readinto copies all twice."""
-    answer = getattr(getattr(body, "_raw_stream", None), "_fp", None)
-    if isinstance(answer, http.client.HTTPResponse) and answer.length is not None:
-        return answer.readinto
-    readinto: Callable[[memoryview], int] = body.readinto
-    return readinto
-
-
-def _leave(body: Any) -> None:
-    """Keep the connection for the next request if all of the body was read, else close it."""
-    raw = getattr(body, "_raw_stream", None)
-    answer = getattr(raw, "_fp", None)
-    if raw is not None and isinstance(answer, http.client.HTTPResponse) and answer.isclosed():
-        raw.release_conn()
-    else:
-        body.close()
-
-
-def _skip(body: Any, length: int) -> None:
-    while length and (passed := len(body.read(min(length, READ_BYTES)))):
-        length -= passed
-
-
-def _write(handle: int, data: memoryview) -> None:
-    while data:
-        data = data[os.write(handle, data[:WRITE_BYTES]) :]
-
-
-def _digest(handle: int, most: int, whole: hashlib._Hash) -> int:
-    """Feed what is on disk to the digest, leave the file's position behind it, return its length.
-
-    A draft longer than the object is none of it; the last byte of a whole one is asked for again,
-    to see that the object is still the same.
-    """
-    length = os.fstat(handle).st_size
-    length = length if length < most else most - 1 if length == most > 0 else 0
-    os.ftruncate(handle, length)
-    os.lseek(handle, 0, os.SEEK_SET)
-    while chunk := os.read(handle, READ_BYTES):
-        whole.update(chunk)
-    return length
-
-
-def _size(answer: dict[str, object]) -> int:
-    """Return the size of the whole object."""
-    told = str(answer.get("ContentRange", "")).rpartition("/")[2]
-    return int(told) if told.isdigit() else int(str(answer["ContentLength"]))
-
-
-def _is_empty(error: Exception) -> bool:
-    answer = getattr(error, "response", None)
-    return isinstance(answer, dict) and answer.get("Error", {}).get("Code") in (
-        "InvalidRange",
-        "416",
-    )
-
-
-def _load(notes: Path) -> Known:
-    """Return what the notes of an interrupted download say; nothing if they can't be read."""
-    with suppress(OSError, ValueError, TypeError):
-        known = Known(**json.loads(notes.read_bytes()))
-        if known.tag and isinstance(known.size, int):
-            return known
-    return Known()
+    def _fill(self, piece: Piece, read: Callable[[memoryview], int]) -> None:
+        while piece.got < piece.length and not self.stopped.is_set():
+            stop = min(piece.length, piece.got + READ_BYTES)
+            more = read(piece.memory[piece.got : stop])
+            if not more:
+                return
+            piece.got += more
+            self.progress(more)

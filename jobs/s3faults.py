@@ -38,7 +38,7 @@ _BUSY_400 = {
 }  # fmt: skip
 """Codes of status 400 that tell of a body damaged or cut on its way."""
 _SKEW = {"RequestTimeTooSkewed", "RequestExpired"}
-_KEYS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken",
+KEYS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken",
          "AuthFailure", "InvalidClientTokenId", "XAdminUserNotFound"}  # fmt: skip
 _REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "TemporaryRedirect", "Redirect",
            "IllegalLocationConstraintException"}  # fmt: skip
@@ -154,7 +154,7 @@ def _answered(response: Mapping[str, Any], place: str) -> Exception:
     if code in _SKEW:
         _follow_clock(headers)
         return Away(told)
-    if code in _KEYS:
+    if code in KEYS:
         return Refused(f"{told}; check the access key and its secret")
     if code in _REGION or 300 <= status < 400:
         where = headers.get("location") or headers.get("x-amz-bucket-region") or ""

@@ -131,7 +131,7 @@ def _copy(store: Store, rows: list[FileRow], folder: Path, url: str) -> None:
         if not _whole(folder / row.path, row):
             (folder / row.path).unlink()
             raise BadData(f"{url}/{row.path}: is not the object that the store lists")
-    for row in missing:  # before the marker that says that all are there
+    for row in rows:  # before the marker that says that all are there
         durable(folder / row.path)
     log.info("staged=%s seconds=%.1f", url, time.monotonic() - started)
 

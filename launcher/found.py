@@ -152,7 +152,7 @@ def _found(store: Store, run: str, row: _Sums) -> Found:
     except Misconfigured as error:  # one damaged record must not hide the other runs
         output.say(f"{run}: {error.text}")
         spec, result, row.result, end = None, {}, False, {}
-    code = end.get("code")
+    code = end.get("code") or None  # without a result nothing has succeeded
     if row.result:
         code = PicturesFailed.code if result.get("failed") else 0
     kind = spec.get("kind") if isinstance(spec, dict) else None

@@ -98,15 +98,27 @@ def end(store: Store, run: str) -> Row:
     Its `code` is the attempt's exit code, `name` and `reason` are that in words, and `final` says
     that no further attempt comes by itself.
     """
-    row = document(store, layout.key(run, layout.END))
-    if not row or row.get("attempt") != document(store, layout.key(run, layout.CLAIM)).get("epoch"):
+    row = _leniently(store, layout.key(run, layout.END))
+    epoch = _leniently(store, layout.key(run, layout.CLAIM)).get("epoch")
+    if type(epoch) is not int or row.get("attempt") != epoch or type(row.get("code")) is not int:
         return {}
-    known = BY_CODE.get(row.get("code", -1))
+    known = BY_CODE.get(row["code"])
     if known is None:
         return {}
+    # A terminal obeys what a log line may hold.
+    text = str(row.get("reason", known.name))
+    row["reason"] = "".join(letter if letter.isprintable() else "?" for letter in text)
     # A cluster, which has namespaces, starts the others again; here a person does.
     row["final"] = known.retry in ("done", "final") or not row.get("namespace")
     return row
+
+
+def _leniently(store: Store, key: str) -> Row:
+    """Return a record; one that is damaged tells nothing, and hides nothing else."""
+    try:
+        return document(store, key)
+    except Misconfigured:
+        return {}
 
 
 def pictures(store: Store, run: str) -> list[Row]:

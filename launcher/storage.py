@@ -14,6 +14,7 @@ from pathlib import Path
 
 from jobs.access import Access
 from jobs.errors import BadSpec
+from jobs.s3faults import KEYS
 from jobs.stores import FileStore, Refused, Store, open_store
 from launcher.errors import Forbidden, LauncherError, Misconfigured, Unreachable, writing
 from launcher.settings import Target
@@ -138,7 +139,8 @@ def of_credentials(error: Exception) -> bool:
     status = told.get("ResponseMetadata", {}).get("HTTPStatusCode")
     # Servers differ in code and status for a key that nobody has; all of them say it in words.
     named = "access key" in str(told.get("Error", {}).get("Message", "")).lower()
-    return status in (401, 403) or named or type(cause).__name__ in _NO_CREDENTIALS
+    code = told.get("Error", {}).get("Code") in KEYS
+    return status in (401, 403) or code or named or type(cause).__name__ in _NO_CREDENTIALS
 
 
 _OURS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -126,6 +127,27 @@ def test_a_damaged_state_is_passed_over_for_the_one_before(
     assert found.restored == 10
     assert found.progress() == 10, "the damaged step must not count as progress"
     assert [p.name for p in (env.work / "restored").iterdir()] == ["step-00000010"]
+
+
+def test_a_byte_that_was_flipped_on_its_way_costs_no_checkpoint(
+    env: Environment, store: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(store, tmp_path, 10)
+    newest = commit(store, tmp_path, 20)
+    real, flipped = FileStore.get, []
+
+    def flip(self: FileStore, key: str, path: Path, *rest: Any) -> str:
+        digest = real(self, key, path, *rest)
+        if key == f"{newest}/state" and not flipped:
+            flipped.append(path.write_bytes(b"21"))
+            return "0" * 64
+        return digest
+
+    monkeypatch.setattr(FileStore, "get", flip)
+    found = prepared(env)
+    assert (found.restored, flipped) == (20, [2])
+    assert (env.work / "restored" / "step-00000020" / "state").read_bytes() == b"20"
+    assert commits.committed_steps(store, "r") == [10, 20]
 
 
 def test_a_run_without_a_whole_state_is_not_started_over(

@@ -292,6 +292,51 @@ def test_the_end_of_the_newest_attempt_is_known(store, attempt, code, namespace,
     assert records.end(store, "r").get("final") is final
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"attempt": 2, "code": [1]}',
+        "{",
+        "",
+        "[]",
+        '{"attempt": 2}',
+        '{"attempt": 2, "code": true}',
+    ],
+)
+def test_a_record_of_the_end_that_is_damaged_hides_nothing(place, store, text):
+    store.write("r/claim.json", b'{"epoch": 2}')
+    store.write("r/end.json", text.encode())
+    assert records.end(store, "r") == {}
+    done = launch(place, "list", "--store", "store", "--json")
+    assert [(row["run"], row["state"]) for row in json.loads(done.stdout)] == [("r", "succeeded")]
+
+
+def test_a_reason_does_not_speak_to_the_terminal(store):
+    store.write("r/claim.json", b'{"epoch": 2}')
+    row = {"attempt": 2, "code": 79, "reason": "worker 0\u001b[2J"}
+    store.write("r/end.json", json.dumps(row).encode())
+    assert records.end(store, "r")["reason"] == "worker 0?[2J"
+
+
+def test_a_narrow_fetch_leaves_what_another_has_begun(store, tmp_path):
+    begun = tmp_path / "out/.part-r/checkpoints/step-00000040/.part-lora.safetensors"
+    begun.parent.mkdir(parents=True)
+    begun.write_bytes(b"half")
+    copy(store, tmp_path / "out", ["images/*"])
+    assert begun.read_bytes() == b"half"
+
+
+def test_a_large_file_of_another_size_is_not_read(store, tmp_path, monkeypatch):
+    there = tmp_path / "out/checkpoints/step-00000040/lora.safetensors"
+    there.parent.mkdir(parents=True)
+    there.write_bytes(b"x" * 41)
+    monkeypatch.setattr(transfer, "sha256_of", lambda path: pytest.fail(f"read {path}"))
+    wanted = contents.items(store, "r", ["*.safetensors"])
+    with pytest.raises(NameTaken, match="exists and is another file"):
+        transfer.compare(store, "r", tmp_path / "out", wanted)
+    assert transfer.compare(store, "r", tmp_path / "out", wanted, force=True).missing == wanted
+
+
 def test_watch_ends_with_a_run_that_failed_elsewhere(place, store):
     (store.root / "r/result.json").unlink()
     store.write("r/claim.json", b'{"epoch": 2}')
