@@ -52,8 +52,8 @@ class Node:
     allocatable: Mapping[str, int]
     """NPUs as a count, CPU as millicores, memory and disk as bytes."""
     used: Mapping[str, int] | None = None
-    """What the pods there ask for, in the same units; None: not known, as this user may not list
-    all pods, or not counted, as the node has no NPUs."""
+    """What its pods with NPUs ask for, in the same units: the others ask for little beside them.
+    None: not known, as this user may not list all pods, or not counted, as it has no NPUs."""
 
     def free(self, resource: str) -> int | None:
         """Return how much of a resource nobody has asked for; None: not known."""

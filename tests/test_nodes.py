@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
+from launcher.backends.nodefacts import counted
 from launcher.nodes import Node, Taint, amount, node, requested
 
 NPU = "huawei.com/Ascend910"
@@ -81,3 +83,47 @@ def test_a_node_of_the_api() -> None:
 
 def test_nothing_is_known_of_an_empty_node() -> None:
     assert node({}) == Node(name="", labels={}, ready=False, allocatable={})
+
+
+def page(*pods: Any) -> bytes:
+    """Return a page of pods as the server writes it."""
+    row = {"kind": "PodList", "metadata": {"resourceVersion": "7"}, "items": pods}
+    return json.dumps(row, separators=(",", ":")).encode()
+
+
+def placed(name: str, npus: int, **metadata: Any) -> dict[str, Any]:
+    return {
+        "metadata": {"name": name, **metadata},
+        "spec": {
+            "containers": [
+                {"name": "main", "resources": {"requests": {NPU: str(npus), "cpu": "1"}}}
+            ],
+            "nodeName": "atlas-1",
+        },
+        "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]},
+    }
+
+
+BESIDE = {"metadata": {"name": "b"}, "spec": {"nodeName": "atlas-2"}, "status": {}}
+# What kubectl apply leaves in an annotation: another pod as text.
+APPLIED = {"annotations": {"last-applied": page(placed("text", 5)).decode()}}
+
+
+@pytest.mark.parametrize(
+    "pods",
+    [
+        [placed("a", 2), BESIDE, placed("c", 4)],
+        [placed("a", 2, **APPLIED), placed("c", 4, **APPLIED)],
+        [{"metadata": {"name": "b", **APPLIED}, "spec": {}, "status": {}}, placed("c", 6)],
+        # Written in another order, or without a status.
+        [dict(reversed(row.items())) for row in (placed("a", 2), BESIDE, placed("c", 4))],
+        [placed("a", 2), {key: placed("c", 4)[key] for key in ("metadata", "spec")}],
+    ],
+)
+def test_what_pods_ask_for_is_counted_without_parsing_all(pods: Any) -> None:
+    found = counted(page(*pods), NPU)
+    assert {node: asked[NPU] for node, asked in found.items()} == {"atlas-1": 6}
+
+
+def test_an_empty_page_counts_nothing() -> None:
+    assert counted(page(), NPU) == {}

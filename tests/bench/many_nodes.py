@@ -5,7 +5,8 @@
 A real API server, controllers and scheduler; KWOK plays the nodes, of eight NPUs each, and pods:
 on each node seven that hold one NPU each, rendered as a run's, and thirteen small ones beside
 them. The measured run asks for all NPUs of a node, so that every node and pod has to be looked at.
-KWOK is stopped before the measuring: it would take a core. What counts is the median.
+KWOK and the controllers are stopped before the measuring, as they would take a core. What counts is
+the median.
 """
 
 from __future__ import annotations
@@ -153,44 +154,49 @@ def main() -> int:
     parser.add_argument("--nodes", type=int, default=1000)
     parser.add_argument("--pods", type=int, default=HOLDERS + BESIDE, help="on each node")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--hold", action="store_true", help="wait for Enter before the end")
+    parser.add_argument(
+        "--hold", action="store_true", help="wait for the end of stdin before the end"
+    )
     asked = parser.parse_args()
     assets = Path(os.environ["KUBEBUILDER_ASSETS"])
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         kubeconfig = stack.enter_context(cluster.control_plane(assets, folder))
-        poster = Poster(kubeconfig)
-        start(stack, assets, folder, "kube-controller-manager",
-              use_service_account_credentials="true", root_ca_file=folder / "apiserver.crt",
-              service_account_private_key_file=folder / "sa.key")  # fmt: skip
         start(stack, assets, folder, "kube-scheduler")
-        began = time.monotonic()
-        poster.all("/api/v1/nodes", map(node, range(asked.nodes)))
-        until(lambda: any_there(kubeconfig, ACCOUNTS, "metadata.name=default"), 60)
-        template = manifest("x", 1)["spec"]["template"]
-        every = (pod for n in range(asked.nodes) for pod in pods(n, asked.pods, template))
-        poster.all("/api/v1/namespaces/default/pods", every)
-        count = asked.nodes * asked.pods
-        print(f"{count} pods made in {time.monotonic() - began:.0f} s", flush=True)
         with ExitStack() as playing:
-            (port,) = cluster.free_ports(1)
-            ((key, value),) = cluster.FAKE.items()
-            arguments = cluster.flags(
-                kubeconfig=kubeconfig, config=Path(cluster.__file__).with_name("stages.yaml"),
-                manage_all_nodes="false", manage_nodes_with_annotation_selector=f"{key}={value}",
-                server_address=f"127.0.0.1:{port}",
-            )  # fmt: skip
-            playing.enter_context(cluster.process(folder / "kwok.log", assets / "kwok", arguments))
-            waiting = "/api/v1/pods", "status.phase=Pending"
-            until(lambda: not any_there(kubeconfig, *waiting), 1800)
-            print(f"all run after {time.monotonic() - began:.0f} s", flush=True)
-        poster.post("/apis/batch/v1/namespaces/default/jobs", manifest("cat", 8))
-        until(lambda: "waits for 8 NPUs" in measured(kubeconfig, "status", "cat")[3], 120)
+            fill(playing, assets, folder, asked.nodes, asked.pods)
+            Poster(kubeconfig).post("/apis/batch/v1/namespaces/default/jobs", manifest("cat", 8))
+            until(lambda: "waits for 8 NPUs" in measured(kubeconfig, "status", "cat")[3], 120)
         code = report(kubeconfig, asked.rounds)
         if asked.hold:
-            print(kubeconfig)
-            input()
+            print(kubeconfig, flush=True)
+            sys.stdin.read()
         return code
+
+
+def fill(playing: ExitStack, assets: Path, folder: Path, nodes: int, each: int) -> None:
+    """Start controllers and KWOK; make nodes and pods, and wait until all of these run."""
+    kubeconfig, began = folder / "kubeconfig", time.monotonic()
+    poster = Poster(kubeconfig)
+    start(playing, assets, folder, "kube-controller-manager",
+          use_service_account_credentials="true", root_ca_file=folder / "apiserver.crt",
+          service_account_private_key_file=folder / "sa.key")  # fmt: skip
+    poster.all("/api/v1/nodes", map(node, range(nodes)))
+    until(lambda: any_there(kubeconfig, ACCOUNTS, "metadata.name=default"), 60)
+    template = manifest("x", 1)["spec"]["template"]
+    every = (pod for number in range(nodes) for pod in pods(number, each, template))
+    poster.all("/api/v1/namespaces/default/pods", every)
+    print(f"{nodes * each} pods made in {time.monotonic() - began:.0f} s", flush=True)
+    (port,) = cluster.free_ports(1)
+    ((key, value),) = cluster.FAKE.items()
+    arguments = cluster.flags(
+        kubeconfig=kubeconfig, config=Path(cluster.__file__).with_name("stages.yaml"),
+        manage_all_nodes="false", manage_nodes_with_annotation_selector=f"{key}={value}",
+        server_address=f"127.0.0.1:{port}",
+    )  # fmt: skip
+    playing.enter_context(cluster.process(folder / "kwok.log", assets / "kwok", arguments))
+    until(lambda: not any_there(kubeconfig, "/api/v1/pods", "status.phase=Pending"), 1800)
+    print(f"all run after {time.monotonic() - began:.0f} s", flush=True)
 
 
 def start(stack: ExitStack, assets: Path, folder: Path, name: str, **values: Any) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from explained import blind
-from stagehand import NPU, Stage, check
+from stagehand import NPU, Stage, check, until
 
 from launcher import fields
+from launcher.backends import nodefacts
+from launcher.backends.apiserver import ApiServer
 
 pytestmark = pytest.mark.cluster
 
@@ -132,3 +135,32 @@ def test_a_scheduler_that_does_not_run_is_told(stage: Stage) -> None:
 def test_nodes_that_are_closed_to_it_are_told(more: Stage, scene: str) -> None:
     check(more, scene, when=scheduler_has_spoken)
     check(more, f"{scene}-blind", run=scene, seen=blind, when=scheduler_has_spoken)
+
+
+def test_facts_are_what_one_may_read(
+    stage: Stage, cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account = f"/api/v1/namespaces/{stage.namespace}/serviceaccounts/default"
+    token = stage.api.post(f"{account}/token", {"spec": {}})["status"]["token"]
+    monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig_of(tmp_path / "other", token)))
+    assert nodefacts.nodes(ApiServer(), NPU) is None
+
+    rbac, name = "/apis/rbac.authorization.k8s.io/v1", f"nodes-{stage.namespace}"
+    rules = [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["list"]}]
+    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name}
+    whom = {"kind": "ServiceAccount", "name": "default", "namespace": stage.namespace}
+    stage.api.post(f"{rbac}/clusterroles", {"metadata": {"name": name}, "rules": rules})
+    binding = {"metadata": {"name": name}, "roleRef": role, "subjects": [whom]}
+    stage.api.post(f"{rbac}/clusterrolebindings", binding)
+    found = until(lambda: nodefacts.nodes(ApiServer(), NPU), "the right to list nodes")
+    assert {row.name for row in found} == set(stage.nodes)
+    assert all(row.used is None for row in found)
+
+    known = {row.name: row for row in nodefacts.nodes(stage.api, NPU) or ()}
+    assert known["atlas-full-1"].used == {NPU: 4, "cpu": 64000, "memory": 256 << 30} | {
+        "ephemeral-storage": (known["atlas-full-1"].used or {})["ephemeral-storage"]
+    }
+    assert known["atlas-full-2"].free(NPU) == 0
+    assert known["atlas-bare"].used is None
+    for kind in ("clusterrolebindings", "clusterroles"):
+        stage.api.delete(f"{rbac}/{kind}/{name}", {})
