@@ -115,12 +115,12 @@ def _complete(source: Source, row: Row) -> Row:
 
 
 def _column(key: str, values: list[Any]) -> dict[str, object]:
-    # By type and value: 1 and True, or 1 and 1.0, are not the same setting.
+    # By their text: 1 and True, or 1 and 1.0, are equal and not the same setting.
     places: dict[str, int] = {}
     distinct: list[Any] = []
     at: list[int] = []
     for value in values:
-        name = f"{type(value).__name__} {value!r}"
+        name = repr(value)
         if name not in places:
             places[name] = len(distinct)
             distinct.append(value)

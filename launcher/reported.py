@@ -19,10 +19,10 @@ from launcher.meter import Meter
 from launcher.settings import Settings
 
 THUMBS = "thumbs"
-SMALL = (320, 72)
-"""Pixels of the longer side and WebP's quality: sharp on a tile of 160 points of a dense screen; a
-photograph is then about 15 kB."""
-LARGE = (512, 80)
+SMALL = (320, 75)
+"""Pixels of the longer side and JPEG's quality: sharp on a tile of 160 points of a dense screen; a
+photograph is then about 17 kB."""
+LARGE = (512, 85)
 """The same for a validation picture, which the page carries and shows large."""
 ELSEWHERE = "--out names another folder"
 
@@ -149,7 +149,7 @@ def _about(run: Run, steps: Sequence[int]) -> Row:
 def _inline(path: Path | None) -> str | None:
     if path is None:
         return None
-    return f"data:image/webp;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    return f"data:image/jpeg;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def _pictures(
@@ -166,7 +166,9 @@ def _pictures(
     files = {str(row["file"]) for row in wanted}
     found = contents.items(run.store, run.name, [f"{layout.IMAGES}/*"])
     items = [item for item in found if item.path in files]
-    small = {item.path: folder / THUMBS / f"{str(item.sha256)[:24]}.webp" for item in items}
+    small = {
+        item.path: folder / THUMBS / f"{str(item.sha256)[:24]}{thumbnails.SUFFIX}" for item in items
+    }
     try:
         plan = transfer.compare(run.store, run.name, folder, items)
     except NameTaken as error:

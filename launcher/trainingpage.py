@@ -18,7 +18,7 @@ from typing import Any
 Row = Mapping[str, Any]
 
 MOST_PICTURES = 240
-"""Validation pictures of a run that a page carries: 512 x 512 pixels are about 30 kB each."""
+"""Validation pictures of a run that a page carries: 512 x 512 pixels are about 40 kB each."""
 MOST_POINTS = 4000
 """Points of a curve: more than a screen has columns, and little to load."""
 GAP_TIMES, GAP_SECONDS = 5.0, 30.0

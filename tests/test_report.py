@@ -18,7 +18,13 @@ from jobs.stores import FileStore
 from launcher import cli, gallery, templates, thumbnails, trainingpage
 
 NASTY = "</script><script>alert(1)</script> <!-- \"'& \u2028 \u0642\u0637 \U0001f98a"
-SPEC = {"kind": "infer", "lora": "pirate", "steps": 30, "prompts": [{"line": 1, "prompt": "x"}]}
+SPEC = {
+    "kind": "infer",
+    "lora": "pirate",
+    "lora_weight": 0.8,
+    "steps": 30,
+    "prompts": [{"line": 1, "prompt": "x"}],
+}
 START = 1_760_000_000
 
 
@@ -126,6 +132,10 @@ def rows_of(found):
     return rows
 
 
+def thumb_of(folder):
+    return rows_of(data_of(folder)["runs"][0])[0]["thumb"]
+
+
 def tree(folder):
     return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
 
@@ -146,17 +156,20 @@ def test_a_gallery_holds_what_is_committed_and_nothing_else(run, store, tmp_path
     for name, thumb in zip(names, thumbs, strict=True):
         assert (folder / "before" / name).read_bytes() == store.read(f"before/{name}")
         with Image.open(folder / "before" / thumb) as small:
-            assert small.format == "WEBP"
+            assert small.format == "JPEG"
 
 
 def test_the_same_call_again_fetches_what_is_new(run, store, tmp_path):
     run("before")
     first = tmp_path / "report-before/before/images/00001-00.png"
     seen = first.stat()
+    thumb = tmp_path / "report-before/before" / thumb_of(tmp_path / "report-before")
+    made = thumb.stat()
     add(store, "before", "00004-00.png", png("blue"), line=4, image=0, prompt="new")
     done = run("before")
     assert "4 pictures, 1 of them fetched" in done.stderr
     assert (first.stat().st_ino, first.stat().st_mtime_ns) == (seen.st_ino, seen.st_mtime_ns)
+    assert (thumb.stat().st_ino, thumb.stat().st_mtime_ns) == (made.st_ino, made.st_mtime_ns)
     assert len(rows_of(data_of(tmp_path / "report-before")["runs"][0])) == 4
 
 
@@ -175,7 +188,7 @@ def test_two_runs_are_matched_by_line_and_image(run, tmp_path):
     found = data_of(tmp_path / "report-before-after")
     assert found["items"] == [[0, 0], [1, 1], [2, -1]]
     before, after = (rows_of(row) for row in found["runs"])
-    assert "lora" not in before[0]
+    assert not {"lora", "lora_weight"} & set(before[0])
     assert after[0]["lora"] == "pirate"
     assert before[0]["steps"] == 30
 
@@ -185,6 +198,10 @@ def test_rows_may_lack_keys_and_have_others(run, store, tmp_path):
     add(store, "before", "odd #1?.png", png("green"), **odd)
     add(store, "before", "bare.png", png("pink"))
     add(store, "before", "broken.png", b"no picture")
+    store.write("before/elsewhere.png", png("red"))
+    row = {"file": "elsewhere.png", "sha256": hashlib.sha256(png("red")).hexdigest()}
+    rows = store.read("before/manifest.jsonl") + json.dumps(row).encode() + b'\n{"file": 1}\n[]\n{'
+    store.write("before/manifest.jsonl", rows)
     done = run("before")
     assert done.returncode == 0, done.stderr
     assert "broken.png is no picture" in done.stderr
@@ -192,6 +209,7 @@ def test_rows_may_lack_keys_and_have_others(run, store, tmp_path):
     assert {key: rows["images/odd #1?.png"][key] for key in odd} == odd
     assert rows["images/broken.png"]["thumb"] is None
     assert rows["images/bare.png"]["prompt"] is None
+    assert len(rows) == 6
 
 
 def test_what_was_asked_for_and_is_not_there_is_counted(run, store, tmp_path):
@@ -278,7 +296,7 @@ def test_a_training_page_is_one_file_that_asks_for_nothing(run, training, tmp_pa
     assert found["curves"]["loss"] == [1.0, 0.1, 0.05, None, 0.025]
     assert found["curves"]["new_key.deep"] == [1, 10, 20, 30, 40]
     assert [row["step"] for row in found["pictures"]] == [20, 40]
-    assert all(row["source"].startswith("data:image/webp;base64,") for row in found["pictures"])
+    assert all(row["source"].startswith("data:image/jpeg;base64,") for row in found["pictures"])
     assert found["about"]["attempts"] == 2
 
 
@@ -340,6 +358,8 @@ def test_rows_of_one_place_are_matched_in_their_order():
     one = {"line": 1, "image": 0, "file": "a"}
     twice = {"line": 1, "image": 0, "file": "b"}
     other = {"line": 2, "image": 0, "file": "c"}
+    second = {"line": 1, "image": 1, "file": "d"}
+    assert gallery.paired([[one, second], [second]]) == [[0, -1], [1, 0]]
     assert gallery.paired([[one, twice, other], [one, {"file": "z"}]]) == [
         [0, 0], [1, -1], [2, -1], [-1, 1],
     ]  # fmt: skip
@@ -363,6 +383,7 @@ def test_long_curves_are_thinned_but_for_their_ends():
 def test_a_later_row_of_a_step_wins():
     rows = [{"step": 1, "loss": 1}, {"step": 2, "loss": 2}, {"step": 1, "loss": 3}]
     assert trainingpage.curves(rows) == {"step": [1, 2], "loss": [3, 2]}
+    assert trainingpage.curves([{"step": 1, "loss": float("inf"), "ok": True}]) == {"step": [1]}
 
 
 def test_json_for_scripts_says_nothing_that_html_hears():
@@ -379,12 +400,12 @@ def test_values_of_a_page_are_escaped():
     assert "{{" not in text
 
 
-def test_a_thumbnail_keeps_proportion_and_transparency(tmp_path):
+def test_a_thumbnail_keeps_proportion_and_is_on_white(tmp_path):
     source = tmp_path / "x.png"
     Image.new("RGBA", (800, 200), (255, 0, 0, 0)).save(source)
     with Image.open(io.BytesIO(thumbnails.small(source, 320, 72))) as found:
         assert found.size == (320, 80)
-        assert found.getpixel((0, 0))[3] == 0
+        assert found.getpixel((0, 0)) == (255, 255, 255)
     source.write_bytes(png("red")[:40])
     with pytest.raises(thumbnails.Unreadable, match=r"x\.png"):
         thumbnails.small(source, 320, 72)

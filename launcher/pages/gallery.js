@@ -131,12 +131,18 @@ function draw() {
   for (const place of [...tiles.keys()]) {
     if ((place < from || place >= until) && tiles.get(place) !== document.activeElement) drop(place);
   }
-  const seen = Math.max(from, row(top)), unseen = Math.min(until, row(top + height) + columns);
+  const seen = Math.max(from, row(top)), unseen = Math.max(seen, Math.min(until, row(top + height) + columns));
   const fresh = document.createDocumentFragment();
-  // What is in the window is asked for first.
   for (let place = seen; place < unseen; place++) put(place, fresh);
-  for (let place = unseen; place < until; place++) put(place, fresh);
-  for (let place = seen - 1; place >= from; place--) put(place, fresh);
+  // The rest is asked for when what is in the window is there: it would only be in its way.
+  let waits = false;
+  for (let place = seen; place < unseen; place++) {
+    waits = waits || [...tiles.get(place).querySelectorAll("img")].some((image) => !image.complete);
+  }
+  if (!waits) {
+    for (let place = unseen; place < until; place++) put(place, fresh);
+    for (let place = seen - 1; place >= from; place--) put(place, fresh);
+  }
   grid.append(fresh);
 }
 
@@ -162,7 +168,8 @@ function put(place, into) {
 function thumbnail(run, row) {
   const small = value(run, row, "thumb"), file = value(run, row, "file");
   const image = make("img", { src: address(run, small || file), alt: words(value(run, row, "prompt")), decoding: "async", draggable: "false" });
-  image.addEventListener("error", () => { if (image.isConnected) image.replaceWith("cannot be shown"); });
+  image.addEventListener("load", plan);
+  image.addEventListener("error", () => { if (image.isConnected) image.replaceWith("cannot be shown"); plan(); });
   return image;
 }
 

@@ -4,27 +4,25 @@
 
 The pictures are drawn (soft colours with grain, so that thumbnails weigh what a photograph's do)
 and lie in a folder store. Chromium is headless, of CHROMIUM or PATH; the page is opened as a file
-and over HTTP on loopback, in a fresh context each time. Then it is scrolled: jumps to places far
-apart, and the wheel at 3,000 pixels a second. A tile is blank while it is in the window and its
-picture is not loaded; each frame looks at all of them, so the figures are whole frames (16 ms where
-the machine keeps up).
+and over HTTP on loopback (rclone, of PATH), in a fresh context each time. Then it is scrolled:
+jumps to places far apart, and the wheel at 3,000 pixels a second. A tile is blank while it is in
+the window and its picture is not loaded; each frame looks at all of them, so the figures are whole
+frames (16 ms where the machine keeps up: the slowest tells whether it did).
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import hashlib
-import http.server
 import io
 import json
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -183,11 +181,13 @@ def look(browser: Any, way: str, url: str) -> Seen:
     )
 
 
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_: object) -> None:
-        pass
+def _wait(port: int) -> None:
+    for _ in range(100):
+        with socket.socket() as tried:
+            if tried.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise SystemExit("rclone does not serve")
 
 
 def looks(gallery: Path) -> list[Seen]:
@@ -195,21 +195,25 @@ def looks(gallery: Path) -> list[Seen]:
     from playwright.sync_api import sync_playwright
 
     program = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chrome")
-    handler = functools.partial(_Quiet, directory=str(gallery))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        ["rclone", "serve", "http", str(gallery), "--addr", f"127.0.0.1:{port}"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    _wait(port)
     try:
         with sync_playwright() as driver:
             browser = driver.chromium.launch(executable_path=program)
             places = {
                 "file://": (gallery / "index.html").absolute().as_uri(),
-                "http://": f"http://127.0.0.1:{server.server_port}/index.html",
+                "http://": f"http://127.0.0.1:{port}/index.html",
             }
             return [look(browser, way, url) for way, url in places.items()]
     finally:
-        server.shutdown()
-        server.server_close()
+        server.kill()
+        server.wait()
 
 
 def table(seen: list[Seen]) -> str:

@@ -80,7 +80,7 @@ def test_a_training_run_in_a_bucket(run, there, tmp_path):
     done = run("train", "--store", url)
     assert (done.returncode, done.stdout) == (0, "report-train/index.html\n"), done.stderr
     page = (tmp_path / "report-train/index.html").read_text()
-    assert page.count("data:image/webp;base64,") == COUNT
+    assert page.count("data:image/jpeg;base64,") == COUNT
     assert '"loss":[2.0,1.0]' in page
 
 
