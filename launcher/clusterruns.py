@@ -91,29 +91,28 @@ def show(settings: Settings, run: str, *, as_json: bool, watch: bool = False) ->
 
 
 def wait(cluster: Kubernetes, run: str, settings: Settings) -> None:
-    """Wait for a run's end, telling each change of its state, and tell how it ended.
+    """Follow a run's log to stderr until its end, and tell how it ended.
 
     Raises:
         RunFailed: it did not succeed.
         LauncherError: it is gone, or the cluster refuses, or does not answer for long.
         KeyboardInterrupt: the person went away; the run goes on.
     """
-    last = None
+    from launcher.clusterlogs import RunLog
+    from launcher.loglines import Choice
+
     flags = _flags(settings)
+    log = RunLog(cluster, cluster.find(run), Choice(), settings.target)
     try:
-        for told in _followed(cluster, run, settings):
-            if told.steady() != last:
-                output.say(f"{run}: {told.line}")
-                last = told.steady()
-            if told.ended:
-                _end(told)
-                return
+        log.follow(output.raw_aside)
     except KeyboardInterrupt:
-        output.say(
-            f"\n{run} goes on: `launcher status {run} --watch{flags}` follows it,"
-            f" `launcher cancel {run}{flags}` ends it"
-        )
+        if not log.watched.ended:
+            output.say(
+                f"\n{run} goes on: `launcher logs {run} -f{flags}` follows it,"
+                f" `launcher cancel {run}{flags}` ends it"
+            )
         raise
+    log.end()
 
 
 def cancel(settings: Settings, run: str, *, now: bool) -> None:

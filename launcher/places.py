@@ -14,7 +14,7 @@ from jobs.stores import FileStore, Store, open_store
 from launcher import names, output, storage
 from launcher.backends import localrun
 from launcher.backends.localrun import Files, Record
-from launcher.errors import LauncherError, Misconfigured, NotFound, Usage
+from launcher.errors import Misconfigured, NotFound, Usage
 from launcher.settings import Settings, Target
 
 LOCAL_STORE = "./runs"
@@ -122,16 +122,20 @@ def here(settings: Settings, run: str) -> Files | None:
 
 
 def find(settings: Settings, run: str, verb: str) -> Files:
-    """Return the local run of that name.
+    """Return the local run of that name, for a verb that a cluster cannot serve.
 
     Raises:
-        NotFound: there is none, and no cluster is configured or asked for.
-        Misconfigured: the run is a cluster's; the hint is the command that serves `verb`.
+        NotFound: there is none, and no cluster is asked for.
+        Misconfigured: the run is a cluster's, and no store is set.
     """
     found = here(settings, run)
-    if found is None:
-        raise _elsewhere(settings, verb, run, unasked_root(settings))
-    return found
+    if found is not None:
+        return found
+    hint = "--store names the place that holds its results"
+    looked = unasked_root(settings)
+    if looked is not None:
+        raise NotFound(f"run {run!r}: no such run in {looked}", hint)
+    raise Misconfigured(f"run {run!r}: no store is set, and {verb} reads one", hint)
 
 
 def local_files(settings: Settings, run: str, store: Store) -> Files | None:
@@ -182,16 +186,3 @@ def unasked_root(settings: Settings) -> Path | None:
     """Return where local runs would be if nobody chose a backend, or None if somebody did."""
     cluster = any(settings.origins[key].startswith("--") for key in ("context", "namespace"))
     return None if settings.is_set("backend") or cluster else local_root(settings)
-
-
-def _elsewhere(settings: Settings, verb: str, run: str, looked: Path | None) -> LauncherError:
-    """Return the error for a run of a cluster, where only the store of its results would do."""
-    hint = "--store names the place that holds its results"
-    if verb == "logs":
-        target = settings.target
-        where = f" -n {target.namespace}" if target.namespace else ""
-        where += f" --context {target.context}" if target.context else ""
-        hint = f"kubectl logs -f job/{run}{where}, or --backend local"
-    if looked is not None:
-        return NotFound(f"run {run!r}: no such run in {looked}", hint)
-    return Misconfigured(f"run {run!r}: no store is set", hint)

@@ -17,7 +17,7 @@ from conftest import K8S, wait_for
 from standin import PROGRAM
 
 from jobs.errors import BY_CODE, FINAL
-from launcher import cli
+from launcher import cli, podreader
 from launcher.backends import local, localrun
 
 pytestmark = pytest.mark.cluster
@@ -104,6 +104,8 @@ def backend(request, tmp_path, monkeypatch, capsys) -> Iterator[Backend]:
         for files in localrun.everyone(tmp_path / "runs"):
             local.cancel(files, now=True)
         return
+    # No node of KWOK serves a log, which a run's follower only believes after some tries.
+    monkeypatch.setattr(podreader, "LAST_WAIT", 0.1)
     for name in ("controllers", "scheduler", "kwok"):
         request.getfixturevalue(name)
     cluster, namespace = (request.getfixturevalue(name) for name in ("cluster", "namespace"))

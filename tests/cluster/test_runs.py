@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from conftest import wait_for
 
-from launcher import cli
+from launcher import cli, podreader
 from launcher.backends.kubernetes import Kubernetes
 from launcher.errors import NotFound
 
@@ -30,6 +30,8 @@ def _alone(tmp_path, monkeypatch, namespace, controllers, scheduler, kwok) -> No
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    # No node of KWOK serves a log, which a run's follower only believes after some tries.
+    monkeypatch.setattr(podreader, "LAST_WAIT", 0.1)
 
 
 class Launcher:
