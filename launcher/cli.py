@@ -29,6 +29,7 @@ _ClickException: type[Exception] = _UsageError.__bases__[0]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; each planned failure is told here, once."""
+    startup.collect_rarely()
     state = {"verbose": False}
     try:
         code = app(arguments, prog_name="launcher", standalone_mode=False, obj=state)
