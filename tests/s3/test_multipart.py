@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from servers import REGION, Server
 
 from jobs import s3client, s3faults
 from jobs.access import Access
-from jobs.s3 import S3Store
+from jobs.s3 import BUFFERS, S3Store
 from jobs.stores import Refused
 
 pytestmark = pytest.mark.store
@@ -144,3 +145,33 @@ def test_a_file_that_was_written_again_is_not_joined_to_the_old_one_s_upload(
     assert store.read("big") == data
     assert len([row for row in proxy.found("POST", "big") if "uploads" in row.query]) == 1
     assert store.unfinished("") == []
+
+
+def test_a_file_that_is_written_again_while_it_is_sent_is_told(
+    opened: Opened, proxy: FaultProxy, file: Path
+) -> None:
+    def rewrite(_: object) -> None:
+        file.write_bytes(os.urandom(4 * PART))
+        proxy.after = lambda _: None
+
+    proxy.after = rewrite
+    with pytest.raises(Refused, match="changed while it was read"):
+        opened(proxy.endpoint).put("big", file)
+    assert opened().unfinished("") == []
+    assert list(opened().list("")) == []
+
+
+def test_a_file_that_fails_gives_its_place_back(
+    opened: Opened, proxy: FaultProxy, file: Path
+) -> None:
+    store = opened(proxy.endpoint)
+    for _ in range(BUFFERS + 2):
+        proxy.faults = [Fault("close", "PUT", query="partNumber=2(&|$)", times=EVER)]
+        with pytest.raises(OSError, match="part 2"):
+            store.put("big", file)
+    proxy.faults = []
+    found: list[int] = []
+    last = threading.Thread(target=lambda: found.append(store.put("big", file).size), daemon=True)
+    last.start()
+    last.join(60)
+    assert found == [4 * PART]
