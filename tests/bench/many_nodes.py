@@ -47,6 +47,15 @@ THREADS = 16
 ACCOUNTS = "/api/v1/namespaces/default/serviceaccounts"
 SETTINGS = {"LAUNCHER_IMAGE": "registry.example/jobs:1", "LAUNCHER_STORE": "file:///data"}
 """What doctor looks at beside the cluster: no store that would be tried from here."""
+# A process counts the memory of the one that started it as its own: so a small one starts it.
+_MEASURE = """
+import os, subprocess, sys, time
+began = time.monotonic()
+child = subprocess.Popen([sys.executable, "-c", *sys.argv[1:]], stderr=subprocess.STDOUT)
+_, status, usage = os.wait4(child.pid, 0)
+cpu = usage.ru_utime + usage.ru_stime
+print(time.monotonic() - began, cpu, usage.ru_maxrss / 1024, status, file=sys.stderr)
+"""
 _STATUS = "import sys; from launcher.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
@@ -128,18 +137,14 @@ def measured(kubeconfig: Path, *words: str) -> tuple[float, float, float, str]:
     variables = dict(
         os.environ, KUBECONFIG=str(kubeconfig), HOME=str(kubeconfig.parent), **SETTINGS
     )
-    began = time.monotonic()
-    child = subprocess.Popen(
-        [sys.executable, "-c", _STATUS, *words], env=variables, cwd=kubeconfig.parent,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURE, _STATUS, *words], env=variables, cwd=kubeconfig.parent,
+        capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert child.stdout is not None
-    told = child.stdout.read().decode()
-    _, status, usage = os.wait4(child.pid, 0)
+    seconds, cpu, mib, code = (float(word) for word in done.stderr.split())
     # doctor fails once the nodes, which nobody plays any more, are told as not ready.
-    assert status == 0 or words[0] == "doctor", told
-    cpu = usage.ru_utime + usage.ru_stime
-    return time.monotonic() - began, cpu, usage.ru_maxrss / 1024, told
+    assert code == 0 or words[0] == "doctor", done.stdout
+    return seconds, cpu, mib, done.stdout
 
 
 def until(condition: Callable[[], object], seconds: float) -> None:
