@@ -144,6 +144,10 @@ def test_the_large_view_goes_by_keyboard(pages, opened):
         page.keyboard.press(key)
         page.get_by_text(f"{place} of 120", exact=True).wait_for()
     assert page.is_disabled("#before")
+    # Faster than the browser tells that the address has changed.
+    page.evaluate("""() => [1, 2, 3].forEach(() => document.dispatchEvent(
+        new KeyboardEvent("keydown", {key: "ArrowRight"})))""")
+    page.get_by_text("4 of 120", exact=True).wait_for()
     page.keyboard.press("End")
     page.keyboard.press("Escape")
     page.wait_for_function("() => document.activeElement.dataset.place === '119'")
@@ -239,10 +243,10 @@ def test_ten_thousand_pictures_are_a_few_tiles(pages, opened, tmp_path):
     (tmp_path / "data.js").write_text(f"window.report = {document};\n")
     page = opened(tmp_path)
     assert count(page) == "10,000 pictures"
-    for part in (0.31, 0.77, 1.0):
+    for part in (0.1, 0.31, 0.52, 0.77, 1.0):
         page.evaluate(f"scrollTo(0, {part} * document.body.scrollHeight)")
         page.wait_for_function(LOADED)
-        assert page.locator(".tile").count() < 150
+        assert page.locator(".tile").count() < 100
     page.locator(".caption", has_text="prompt 10000").wait_for()
     page.fill("#search", "prompt 9876")
     page.get_by_text("1 of 10,000 pictures").wait_for()
