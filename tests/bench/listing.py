@@ -59,7 +59,7 @@ def measured(*words: str | Path, folder: Path, kubeconfig: Path) -> Measured:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("LAUNCHER_", "AWS_"))}
     env = kept | {
         "KUBECONFIG": str(kubeconfig), "HOME": str(folder), "AWS_EC2_METADATA_DISABLED": "true",
-        "PYTHONPYCACHEPREFIX": str(folder / "bytecode"),
+        "PYTHONPYCACHEPREFIX": str(folder / "bytecode"), "PYTHONDONTWRITEBYTECODE": "",
     }  # fmt: skip
     began = time.monotonic()
     child = subprocess.Popen(
