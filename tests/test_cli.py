@@ -94,7 +94,7 @@ def test_the_verbs_of_the_readme_exist():
     assert names == {
         "", "list", "status", "logs", "cancel", "fetch", "config", "submit", "submit train",
         "submit infer", "push", "doctor", "ckpt", "ckpt list", "ckpt verify", "ckpt pin",
-        "ckpt prune",
+        "ckpt prune", "report",
     }  # fmt: skip
 
 
