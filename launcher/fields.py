@@ -15,7 +15,11 @@ INDEX = "batch.kubernetes.io/job-completion-index"
 FAILURES = "batch.kubernetes.io/job-index-failure-count"
 """Annotation of a pod: how many counted failures its index had before it (KEP 3850)."""
 IGNORED = "batch.kubernetes.io/job-index-ignored-failure-count"
+LARGEST = 10**10
+"""Whole numbers are held to it: seconds of three centuries, which still add to a time."""
 _NEVER = datetime.min.replace(tzinfo=UTC)
+_FIRST, _LAST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2500, 1, 1, tzinfo=UTC)
+"""Times are held between them, so that spans can be added."""
 
 
 def of(found: Any, *path: str) -> Any:
@@ -36,9 +40,11 @@ def text(found: Any, *path: str) -> str:
 def number(found: Any, *path: str) -> int | None:
     """Return the whole number at a path, also one that is written as text."""
     value = of(found, *path)
-    if isinstance(value, str) and value.isdecimal():
-        return int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    if isinstance(value, str) and value.isdecimal() and len(value) < 20:
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    return max(-LARGEST, min(LARGEST, value))
 
 
 def rows(found: Any, *path: str) -> list[Object]:
@@ -54,7 +60,8 @@ def at(found: Any, *path: str) -> datetime | None:
         moment = datetime.fromisoformat(value)
     except (TypeError, ValueError):
         return None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return min(max(moment, _FIRST), _LAST)
 
 
 def name(found: Any) -> str:

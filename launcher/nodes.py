@@ -67,16 +67,16 @@ def amount(resource: str, quantity: Any) -> int:
 
     What is no quantity counts as nothing.
     """
-    if isinstance(quantity, str) and quantity.isdecimal():  # nearly all
+    if isinstance(quantity, str) and quantity.isdecimal() and len(quantity) < 20:  # nearly all
         return int(quantity) * (1000 if resource == CPU else 1)
     found = _QUANTITY.fullmatch(str(quantity))
     if not found or found[2] not in _SUFFIXES:
         return 0
     try:
         value = float(found[1]) * _SUFFIXES[found[2]]
-    except ValueError:
+        return round(value * 1000) if resource == CPU else round(value)
+    except (ValueError, OverflowError):
         return 0
-    return round(value * 1000) if resource == CPU else round(value)
 
 
 def amounts(quantities: Any) -> dict[str, int]:

@@ -15,6 +15,13 @@ PIPE_CLOSED = 141
 """What a shell reports for a program that SIGPIPE ended: the reader of our data went away."""
 
 
+_CONTROLS = {*range(32), *range(127, 160)} - {ord("\n"), ord("\t")}
+_BIDIRECTIONAL = {0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
+_ESCAPED = {code: f"\\u{code:04x}" for code in _CONTROLS | _BIDIRECTIONAL}
+_UNSHOWN = dict.fromkeys(_CONTROLS | _BIDIRECTIONAL, "\ufffd")
+"""What a terminal would obey or reorder; events, termination messages and records may hold it."""
+
+
 class ReaderGone(Exception):
     """Nobody reads stdout any more; told to nobody, since it is the reader's own choice."""
 
@@ -25,7 +32,8 @@ def data(text: str) -> None:
     Raises:
         ReaderGone: the reader has closed the pipe.
     """
-    raw(f"{text}\n".encode(sys.stdout.encoding or "utf-8", errors="backslashreplace"))
+    line = f"{text}\n".translate(_UNSHOWN)
+    raw(line.encode(sys.stdout.encoding or "utf-8", errors="backslashreplace"))
 
 
 def raw(chunk: bytes) -> None:
@@ -53,15 +61,15 @@ def raw_aside(chunk: bytes) -> None:
 
 def say(text: str) -> None:
     """Write one line for people to stderr."""
-    line = f"{text}\n".encode(sys.stderr.encoding or "utf-8", errors="backslashreplace")
-    raw_aside(line)
+    line = f"{text}\n".translate(_UNSHOWN)
+    raw_aside(line.encode(sys.stderr.encoding or "utf-8", errors="backslashreplace"))
 
 
 def as_json(document: object) -> None:
     """Write a document to stdout as indented JSON."""
     import json
 
-    data(json.dumps(document, indent=2, ensure_ascii=False))
+    data(json.dumps(document, indent=2, ensure_ascii=False).translate(_ESCAPED))
 
 
 def as_document(document: object, form: str) -> None:

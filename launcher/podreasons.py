@@ -72,7 +72,8 @@ def lost(
     silent = _silent(pod, name, events, nodes)
     if deadline is None:
         return _not_given_up(pod, name, now) if silent else None
-    if not silent and now < deadline + LATE:
+    # A node that is ready ends it: then it is the clocks that differ, here and in the cluster.
+    if not silent and (nodes is not None or now < deadline + LATE):
         return None
     since = output.duration((now - deadline).total_seconds())
     what = "does not answer" if silent else f"should have ended this pod {since} ago"

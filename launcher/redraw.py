@@ -16,8 +16,9 @@ def show(state: object, *, first: bool) -> None:
         first: nothing was shown before.
     """
     if not isinstance(state, str):
-        output.data(json.dumps(state, ensure_ascii=False))
+        output.data(json.dumps(state))
     elif sys.stdout.isatty():
-        output.data(f"\033[H\033[2J{state}")  # ECMA-48: cursor home, erase the display
+        output.raw(b"\033[H\033[2J")  # ECMA-48: cursor home, erase the display
+        output.data(state)
     else:
         output.data(("" if first else "\n") + state)

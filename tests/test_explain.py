@@ -5,6 +5,7 @@ The objects were recorded by tests/cluster/test_explain_*.py, which bring the sc
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,7 @@ import pytest
 from explained import GOLDEN, revived, words
 
 from launcher import admission, attempts, explain, podstate, schedulerwords, timeline
+from launcher.nodes import Node
 from launcher.records import Progress
 from launcher.snapshot import Snapshot
 
@@ -45,7 +47,7 @@ def test_no_line_ends_like_a_sentence_or_breaks(scene: str) -> None:
         assert text.isascii()
 
 
-KINDS = (KeyError, None, "", 7, [], {})
+KINDS = (KeyError, None, "", 7, [], {}, 2**63 - 1, "9" * 4400, "9999-12-31T23:59:59Z")
 """What is put in the place of a field, in turn; KeyError: the field is missing."""
 
 
@@ -211,6 +213,18 @@ def test_phases_add_up_to_the_time_that_has_passed() -> None:
     life = (("made", 1), ("placed", 60), ("running", 40), ("ended", 90))
     phases = timeline.timeline(seen(500, pod(*life), events=PULLS))
     assert sum(phase.seconds for phase in phases) == 190  # Pulled was told after the end
+
+
+@pytest.mark.parametrize("scene", ["cancelled", "drained", "preempted"])
+def test_a_clock_that_is_ahead_declares_no_node_lost(scene: str) -> None:
+    row = recorded(scene)
+    row["now"] = (datetime.fromisoformat(row["now"]) + timedelta(minutes=10)).isoformat()
+    names = {pod["spec"]["nodeName"] for pod in row["pods"]}
+    found = revived(row)
+    for ready in (True, False):
+        nodes = tuple(Node(name=name, labels={}, allocatable={}, ready=ready) for name in names)
+        told = explain.explain(dataclasses.replace(found, nodes=nodes))
+        assert (told.word == "node-lost") is not ready
 
 
 def test_a_lost_node_is_told_before_the_grace_is_over() -> None:

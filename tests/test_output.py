@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from launcher import errors, output
@@ -25,6 +27,27 @@ def test_durations(seconds, text):
 )
 def test_sizes(count, text):
     assert output.size(count) == text
+
+
+NASTY = "a\x1b]0;owned\x07\x9b31m\u202eb \u2603\u3000c"
+
+
+def test_what_a_terminal_would_obey_is_not_shown(capfdbinary):
+    output.data(NASTY)
+    output.say(NASTY)
+    output.error(NASTY, NASTY)
+    out, err = capfdbinary.readouterr()
+    shown = "a\ufffd]0;owned\ufffd\ufffd31m\ufffdb \u2603\u3000c\n".encode()
+    assert out == shown
+    assert err.startswith(shown)
+    assert not any(sign in out + err for sign in (b"\x1b", b"\x07", "\x9b".encode()))
+
+
+def test_json_says_exactly_what_it_was_given(capfdbinary):
+    output.as_json({"reason": NASTY})
+    out, _ = capfdbinary.readouterr()
+    assert json.loads(out) == {"reason": NASTY}
+    assert "\x9b".encode() not in out
 
 
 def test_a_table_is_aligned_and_has_no_loose_ends():

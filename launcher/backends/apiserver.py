@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ __all__ = ["WAYS_OUT", "ApiServer", "api_exception", "message_of", "translated"]
 
 Query = Sequence[tuple[str, str]]
 
+DELETE_TRIES = 3
 TIMEOUT = (5, 30)
 """Seconds to connect and to wait for an answer; a person waits for both."""
 _METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
@@ -83,9 +85,29 @@ class ApiServer:
         """Merge into an object (RFC 7386); raises as `get`."""
         return self._call("PATCH", path, query, body, sent="application/merge-patch+json")
 
-    def delete(self, path: str, body: Mapping[str, Any]) -> Any:
-        """Delete an object; the body is its DeleteOptions; raises as `get`."""
-        return self._call("DELETE", path, (), body)
+    def delete(self, path: str, body: Mapping[str, Any]) -> None:
+        """Delete an object; the body is its DeleteOptions.
+
+        It is asked for again where the answer is lost, so that the body has to name a UID.
+
+        Raises:
+            As `get`, when it is not there at the first try, or all tries failed.
+        """
+        from urllib3.exceptions import HTTPError
+
+        for left in reversed(range(DELETE_TRIES)):
+            try:
+                self._call("DELETE", path, (), body)
+                return
+            except api_exception() as error:
+                if error.status == 404 and left < DELETE_TRIES - 1:
+                    return  # a try before, whose answer was lost
+                if not left or (error.status < 500 and error.status != 429):
+                    raise
+            except (HTTPError, Unreachable):
+                if not left:
+                    raise
+            time.sleep(1)
 
     @contextmanager
     def stream(self, path: str, query: Query, timeout: tuple[float, float | None]) -> Iterator[Any]:
@@ -118,11 +140,13 @@ class ApiServer:
     ) -> Any:
         """Send plain data and return plain data: the client's models would drop and add fields."""
         answer = self._send(method, path, query, body, accept, sent, TIMEOUT)
-        text = answer.read().decode()
         try:
-            return json.loads(text)
-        except ValueError as error:
+            found = json.loads(answer.read())
+        except (ValueError, RecursionError) as error:
             raise self.stranger() from error
+        if not isinstance(found, dict):
+            raise self.stranger()
+        return found
 
     def _send(
         self,

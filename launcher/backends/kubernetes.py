@@ -94,23 +94,26 @@ class Kubernetes:
         except NameTaken:
             if not idempotent:
                 raise
-            return self._same(plan)
+            return self._same(plan, manifest)
 
     def _create(self, plan: JobPlan, manifest: Manifest) -> Submitted:
         try:
             with translated(self.server, plan.name):
-                created = self._post(JOBS, manifest)["metadata"]
+                created = self._post(JOBS, manifest)
+            if not fields.uid(created):
+                raise self.api.stranger()
         except Unreachable as error:
             # The request may have got through and only its answer been lost.
-            return self._found_after(error, plan)
-        return Submitted(created["namespace"], created["name"], created["uid"])
+            return self._found_after(error, plan, manifest)
+        metadata = created["metadata"]
+        return Submitted(metadata["namespace"], metadata["name"], metadata["uid"])
 
-    def _found_after(self, error: Unreachable, plan: JobPlan) -> Submitted:
+    def _found_after(self, error: Unreachable, plan: JobPlan, manifest: Manifest) -> Submitted:
         """Return the Job if it is there in spite of an answer that was lost; its name was free."""
         for seconds in LOOKS:
             time.sleep(seconds)
             try:
-                found = self._same(plan)
+                found = self._same(plan, manifest)
             except NotFound as gone:
                 hint = f"run {plan.name!r} was not created; submit it again"
                 raise Unreachable(error.text, hint) from gone
@@ -123,11 +126,12 @@ class Kubernetes:
         hint = f"it may exist: launcher status {plan.name}, or submit again with --idempotent"
         raise Unreachable(error.text, hint) from error
 
-    def _same(self, plan: JobPlan) -> Submitted:
+    def _same(self, plan: JobPlan, manifest: Manifest) -> Submitted:
         """Return the run of that name.
 
         Raises:
-            NameTaken: it was submitted with another spec, or is being deleted.
+            NameTaken: it was submitted with another spec, image, store or size, or is being
+                deleted.
             LauncherError: as `find` does.
         """
         found = self.find(plan.name)
@@ -138,6 +142,11 @@ class Kubernetes:
         if fields.text(found, "metadata", "annotations", SPEC_DIGEST) != digest:
             raise NameTaken(
                 f"run {plan.name!r}: exists with another spec",
+                "choose another --name, or repeat its values",
+            )
+        if other := _differing(found, manifest):
+            raise NameTaken(
+                f"run {plan.name!r}: exists with the same spec and another {other}",
                 "choose another --name, or repeat its values",
             )
         return Submitted(metadata["namespace"], metadata["name"], metadata["uid"], existed=True)
@@ -245,6 +254,34 @@ class Kubernetes:
         namespace = body["metadata"].get("namespace") or self.namespace
         query = [("dryRun", "All")] * dry_run
         return self.api.post(path.format(namespace=namespace), body, query)
+
+
+def _differing(found: Mapping[str, Any], manifest: Manifest) -> str:
+    """Return what a Job was submitted with that is not in the spec and differs; empty if nothing.
+
+    What a server, a queue or a webhook adds does not count.
+    """
+    for name, path in _BESIDES.items():
+        if fields.of(found, *path) != fields.of(manifest, *path):
+            return name
+    ours, theirs = (
+        fields.container(fields.of(job, "spec", "template")) for job in (manifest, found)
+    )
+    if ours.get("image") != theirs.get("image"):
+        return "image"
+    old = {row.get("name"): row.get("value") for row in fields.rows(theirs, "env")}
+    for row in fields.rows(ours, "env"):
+        if "value" in row and old.get(row.get("name")) != row["value"]:
+            return _VARIABLES.get(str(row.get("name")), str(row.get("name")))
+    return ""
+
+
+_BESIDES = {
+    "--nodes": ("spec", "completions"),
+    "--max-duration": ("spec", "activeDeadlineSeconds"),
+    "--queue": ("metadata", "labels", "kueue.x-k8s.io/queue-name"),
+}
+_VARIABLES = {"JOB_STORE": "store", "JOB_WORKERS": "--npus"}
 
 
 def _first_pod(manifest: Manifest) -> dict[str, Any]:

@@ -58,6 +58,9 @@ def _refusal(error: Any, server: str, name: str) -> LauncherError:
             return Forbidden(f"cluster: {text}", _right(text))
         case 404 if "namespaces" in text:
             return Misconfigured(f"namespace: {text}", "create it, or choose another with -n")
+        case 409 if _reason(error) == "Conflict":
+            # Such as a quota that several creates change at once.
+            return Unreachable(f"cluster {server}: {text}", "nothing was created; try again")
         case 409:
             return NameTaken(f"run {name!r}: exists", "choose another --name, or cancel that run")
         case 400 | 404 | 422:
@@ -82,6 +85,14 @@ def _right(text: str) -> str:
     rule = f"{{apiGroups: [{quoted}], resources: [{resource}], verbs: [{verb}]}}"
     where = "Role" if "in the namespace" in text else "ClusterRole"
     return f"its administrator adds to your {where} (k8s/base/rbac.yaml): {rule}"
+
+
+def _reason(error: Any) -> str:
+    """Return the server's own word for a refusal, such as AlreadyExists."""
+    try:
+        return str(json.loads(error.body)["reason"])
+    except (TypeError, ValueError, KeyError):
+        return ""
 
 
 def message_of(error: Any) -> str:

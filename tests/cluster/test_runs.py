@@ -350,6 +350,15 @@ def test_idempotent_takes_the_run_of_the_same_spec_alone(launcher) -> None:
     code, out, err = launcher(*SUBMIT, "--name", "cat-1", "--steps", "51", "--idempotent")
     assert (code, out) == (73, "")
     assert "exists with another spec" in err
+    for flag, value, what in (
+        ("--image", "registry.example/other:2", "image"),
+        ("--store", "s3://other/runs", "store"),
+        ("--max-duration", "1h", "--max-duration"),
+    ):
+        given = (*SUBMIT, "--name", "cat-1", "--steps", "50", "--idempotent", flag, value)
+        code, out, err = launcher(*given)
+        assert (code, out) == (73, "")
+        assert f"exists with the same spec and another {what}" in err
     (row,) = json.loads(launcher("list", "--json")[1])
     assert row["run"] == "cat-1"
 
