@@ -160,7 +160,8 @@ def test_the_other_commands_of_the_readme_work(here: Here) -> None:
     """After the main job: each as it stands there, submissions as dry runs."""
     commands = readme_commands()
     assert {words[0] for words in commands} == {
-        "submit", "list", "status", "logs", "cancel", "fetch", "push", "ckpt", "doctor", "config",
+        "submit", "list", "status", "logs", "cancel", "fetch", "push", "ckpt", "report", "doctor",
+        "config",
     }  # fmt: skip
     from jobs.tiny import drawings
 
@@ -176,6 +177,7 @@ def test_the_other_commands_of_the_readme_work(here: Here) -> None:
         here_set = {"LAUNCHER_STORE": "./runs"} if words[0] == "doctor" else {}
         here.run(*words, *dry, **(settings if cluster else here_set))
     assert (here.folder / "copy" / "result.json").is_file()
+    assert (here.folder / "report-style" / "index.html").is_file()
     assert (here.folder / "shelf" / layout.COMMITTED).is_file()
 
 
