@@ -1,4 +1,4 @@
-"""The flags of `logs` on a run of this machine; a cluster's are in tests/cluster/test_logs.py."""
+"""The flags of `logs` on a run of this machine; a cluster's are in test_cluster_logs.py."""
 
 from __future__ import annotations
 
