@@ -16,7 +16,7 @@ import numpy as np
 from mindspore import Tensor
 from numpy.typing import NDArray
 
-from jobs import diffusion, draws, model
+from jobs import model
 from jobs.compat import eager
 from jobs.data import Captioned
 from jobs.environment import Environment, Worker
@@ -96,40 +96,3 @@ def _gather(root: Path, name: str, count: int, worker: Worker) -> Array:
     for rank, part in enumerate(parts):
         everything[rank :: worker.world] = part
     return np.asarray(everything)
-
-
-class Feed:
-    """The inputs of a step, as functions of (seed, step, place in the global batch)."""
-
-    def __init__(self, encoded: Encoded, spec: TrainSpec, worker: Worker, folder: Path) -> None:
-        self.encoded, self.spec, self.worker = encoded, spec, worker
-        scheduler = model.config(folder, "scheduler")
-        self.alpha_bars = diffusion.alpha_bars(scheduler)
-        self.prediction = str(scheduler.get("prediction_type", "epsilon"))
-        self.scaling = float(model.config(folder, "vae")["scaling_factor"])
-
-    def inputs(self, step: int) -> tuple[Tensor, ...]:
-        """Return the arguments of step number `step` (from 0), this worker's part of the batch."""
-        first = (step * self.worker.world + self.worker.rank) * self.spec.batch_size
-        rows = [self._sample(first + place) for place in range(self.spec.batch_size)]
-        return tuple(Tensor(np.stack(column)) for column in zip(*rows, strict=True))
-
-    def _sample(self, position: int) -> tuple[Any, ...]:
-        seed, encoded = self.spec.seed, self.encoded
-        index = draws.sample_index(seed, position, len(encoded.moments))
-        moments = np.asarray(encoded.moments[index])
-        shape = (moments.shape[0] // 2, *moments.shape[1:])
-        clean = diffusion.latents(
-            moments, draws.posterior_noise(seed, position, shape), self.scaling
-        )
-        noise = draws.training_noise(seed, position, shape)
-        time_step = draws.timestep(seed, position, len(self.alpha_bars))
-        level = float(self.alpha_bars[time_step])
-        return (
-            diffusion.noisy(clean, noise, level),
-            np.int32(time_step),
-            encoded.time_ids[index],
-            diffusion.target(clean, noise, level, self.prediction),
-            encoded.text[index],
-            encoded.text_2[index],
-        )

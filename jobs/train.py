@@ -19,6 +19,7 @@ from jobs import checkpoints, graphs, latents, layout, lora, model, pictures, sa
 from jobs.data import load
 from jobs.environment import Environment, Worker
 from jobs.errors import Diverged, Stopped
+from jobs.feed import Feed
 from jobs.outbox import Outbox
 from jobs.specs import TrainSpec
 from jobs.step import CaptionLoss, NoiseLoss, TrainStep
@@ -67,7 +68,7 @@ def run(env: Environment, spec: TrainSpec, worker: Worker) -> None:
         painter = painter_for(folder, kind, spec)
     loop = Loop(done, resumed=done)
     compile_s = time.monotonic() - started
-    feed = latents.Feed(encoded, spec, worker, folder)
+    feed = Feed(encoded, spec, worker, folder)
     while loop.done < spec.steps:
         stops = once(step, feed, spec, loop, stop=outbox.stop.exists())
         if loop.done == loop.resumed + 1:
@@ -144,7 +145,7 @@ def painter_for(folder: Path, kind: Any, spec: TrainSpec) -> sampling.Painter:
     return painter
 
 
-def once(step: TrainStep, feed: latents.Feed, spec: TrainSpec, loop: Loop, *, stop: bool) -> int:
+def once(step: TrainStep, feed: Feed, spec: TrainSpec, loop: Loop, *, stop: bool) -> int:
     """Do one step; return how many workers were asked to stop.
 
     Raises:
