@@ -11,7 +11,7 @@ from launcher import scheduling
 from launcher.nodes import amount
 from launcher.reasons import Reason
 
-_FORBIDDEN = re.compile(r'^Error creating: (?:pods|Pod) "[^"]*" is forbidden: (.*)$')
+_FORBIDDEN = re.compile(r'^(?:Error creating: )?(?:pods|Pod) "[^"]*" is forbidden: (.*)$')
 _QUOTA = re.compile(r"exceeded quota: (\S+), requested: (\S+), used: (\S+), limited: (\S+)")
 _MUST = re.compile(r"failed quota: (\S+): must specify (.*)")
 _LIMIT = re.compile(
@@ -19,6 +19,11 @@ _LIMIT = re.compile(
     r" but (?:limit|request) is (\S+?)[,.\]]*(?: |$)"
 )
 _LIMIT_BARE = re.compile(r"(maximum|minimum) \S+ usage per (?:Container|Pod) is \S+.*")
+# A LimitRange gives a container that names no limit its own; what is asked for may be more.
+_GIVEN = re.compile(
+    r'Invalid value: "?(?P<asked>[^":]+)"?: must be less than or equal to (?P<resource>\S+) limit'
+    r" of (?P<most>[^\s,]+)"
+)
 _SECURITY = re.compile(r'violates PodSecurity "([^"]+)": (.*)')
 _POLICY = re.compile(
     r"ValidatingAdmissionPolicy '([^']+)' with binding '[^']+' denied request: (.*)"
@@ -30,12 +35,18 @@ _RUNTIME = re.compile(r'RuntimeClass "([^"]+)" not found')
 
 
 def meaning(message: str, namespace: str) -> Reason:
-    """Return why a pod could not be created, from the message of a FailedCreate event."""
+    """Return why a pod could not be created.
+
+    Args:
+        message: of a FailedCreate event, or the server's answer to a pod.
+        namespace: where.
+    """
     found = _FORBIDDEN.search(message)
     text = found[1] if found else message.removeprefix("Error creating: ")
     for pattern, reason in (
         (_QUOTA, _quota),
         (_LIMIT, _limit),
+        (_GIVEN, _given),
         (_MUST, _must),
         (_SECURITY, _security),
         (_POLICY, _policy),
@@ -48,14 +59,20 @@ def meaning(message: str, namespace: str) -> Reason:
             return reason(match, namespace)
     if match := _LIMIT_BARE.search(text):
         return _stuck(
-            "limits", f"a LimitRange of the namespace: {match[0]}", _RANGE.format(namespace)
+            "limits",
+            f"a LimitRange of the namespace: {match[0]}",
+            _RANGE.format(namespace, "another size"),
         )
     return _stuck(
         "refused", f"its pods are refused: {text}", "see the base, or ask the administrator"
     )
 
 
-_RANGE = "kubectl describe limitrange -n {}; ask the administrator, or for less in launcher.toml"
+_RANGE = "kubectl describe limitrange -n {}; ask the administrator, or set {} in launcher.toml"
+_KEYS = {"memory": "memory_per_npu_gib", "cpu": "cpu_per_npu"}
+"""Which setting decides how much of a resource a pod asks for."""
+WRONG = ("limits", "must", "account", "priority", "runtime")
+"""Words of the refusals that another setting mends; the others are somebody's rule."""
 
 
 def _stuck(word: str, line: str, step: str) -> Reason:
@@ -89,7 +106,7 @@ def _amounts(text: str) -> dict[str, str]:
 def _must(found: re.Match[str], namespace: str) -> Reason:
     line = f"quota {found[1]}: its pods have to say how much they need of {found[2]}"
     return _stuck(
-        "quota",
+        "must",
         line,
         f"add it to resources in the base; kubectl describe quota {found[1]} -n {namespace}",
     )
@@ -102,7 +119,17 @@ def _limit(found: re.Match[str], namespace: str) -> Reason:
     return _stuck(
         "limits",
         f"{line} {allowed} of {resource}, and this one asks {asked}",
-        _RANGE.format(namespace),
+        _RANGE.format(namespace, _KEYS.get(resource, "another size")),
+    )
+
+
+def _given(found: re.Match[str], namespace: str) -> Reason:
+    resource = found["resource"]
+    line = f"a LimitRange of the namespace: a container may ask at most {found['most']} of"
+    return _stuck(
+        "limits",
+        f"{line} {resource}, and this one asks {found['asked']}",
+        _RANGE.format(namespace, _KEYS.get(resource, "another size")),
     )
 
 
@@ -131,7 +158,7 @@ def _webhook(found: re.Match[str], _: str) -> Reason:
 def _account(found: re.Match[str], namespace: str) -> Reason:
     line = f"service account {found[1]} does not exist"
     return _stuck(
-        "admission",
+        "account",
         line,
         f"kubectl create serviceaccount {found[1]} -n {namespace}, or set another service_account",
     )
@@ -139,15 +166,15 @@ def _account(found: re.Match[str], namespace: str) -> Reason:
 
 def _priority(found: re.Match[str], _: str) -> Reason:
     return _stuck(
-        "admission",
+        "priority",
         f"priority class {found[1]} does not exist",
-        "kubectl get priorityclass shows which do",
+        "--priority NAME, or priority_class in launcher.toml; kubectl get priorityclass lists them",
     )
 
 
 def _runtime(found: re.Match[str], _: str) -> Reason:
     return _stuck(
-        "admission",
+        "runtime",
         f"runtime class {found[1]} does not exist",
         "kubectl get runtimeclass shows which do",
     )

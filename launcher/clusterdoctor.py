@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 
 from launcher import nodedoctor, objectdoctor
-from launcher.backends.kubernetes import OLDEST
+from launcher.backends.trials import OLDEST
 from launcher.errors import Forbidden, LauncherError, Unreachable
 from launcher.findings import APPLY, Facts, Line, Object, Wanted, failed
 from launcher.rights import Right
@@ -111,8 +111,11 @@ def policy(facts: Facts) -> Line:
 
 def trial(facts: Facts) -> Line:
     """Return whether the server would take a Job and its pod."""
-    if facts.trial is None:
+    if facts.trial == "":
         return Line("trial", "ok", "the server would take a Job and its pod (dry run)")
+    if isinstance(facts.trial, str):
+        fix = f"kubectl describe quota -n {facts.namespace}"
+        return Line("trial", "warn", f"a run has to wait: {facts.trial}", fix)
     if facts.place.value is None and not facts.place.gap:
         return Line("trial", "warn", "not tried: there is no namespace")
     return failed("trial", facts.trial)

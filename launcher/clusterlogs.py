@@ -19,8 +19,8 @@ from jobs.stores import Store
 from launcher import clusterrecords, clusterruns, fields, goneruns, loglines, output, storage
 from launcher.backends.kubernetes import Kubernetes
 from launcher.backends.podlogs import PodLog, started
+from launcher.clusterstatus import look
 from launcher.errors import Forbidden, Misconfigured, NotFound, RunFailed, Unreachable, Usage
-from launcher.explain import explain
 from launcher.loglines import SECOND, Choice, Line
 from launcher.podreader import Batch, Reader
 from launcher.runwatch import Trouble, Watched
@@ -85,6 +85,7 @@ class RunLog:
         self.run = fields.name(job)
         self._cluster = cluster
         self._choice = choice
+        self._target = target
         self.store = store_of(job, target)
         self.nodes = _nodes(job, choice.rank)
         several = (fields.number(job, "spec", "completions") or 1) > 1 and choice.rank is None
@@ -98,12 +99,16 @@ class RunLog:
         self.watched.refresh()
         rows = [self._wanted(node) for node in self.nodes]
         together: list[bytes] = []
+        printed = False
         for _, text in heapq.merge(*rows, key=lambda row: row[0]):
+            printed = True
             together.append(text)
             if len(together) == AT_ONCE:
                 output.raw(b"".join(together))
                 together.clear()
         output.raw(b"".join(together))
+        if not printed and not self.watched.ended:
+            self.watched.tell_why()
 
     def _wanted(self, node: int) -> Iterator[tuple[int, bytes]]:
         lines = (line for batch in self._batches(node, follow=False) for line in batch.lines)
@@ -204,10 +209,10 @@ class RunLog:
         found = None
         if not self.watched.gone:
             with suppress(NotFound, Unreachable, Forbidden):  # its end is known, its words are not
-                found = explain(self._cluster.snapshot(self.run))
+                found = look(self._cluster, self.run, self._target).explanation
         if self.watched.gone:
             goneruns.end(self.store, self.run)
-        elif self.watched.succeeded:
+        elif self.watched.succeeded and (found is None or found.state == "succeeded"):
             self._say(f"succeeded: {found.line}" if found else "succeeded")
         else:
             line, step = (found.line, found.next_step) if found else ("failed", "")

@@ -7,7 +7,7 @@ Everything is asked anew, by labels: this machine keeps nothing. Must not judge 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -17,7 +17,9 @@ from launcher.backends.following import Changes
 from launcher.backends.kubernetes import Kubernetes
 from launcher.clusterstatus import Told, look
 from launcher.errors import Forbidden, NotFound, RunFailed, Unreachable
+from launcher.explain import explain
 from launcher.settings import Settings
+from launcher.snapshot import Snapshot
 
 REFRESH_SECONDS = 10
 """A status that is watched is fetched anew so often where nothing wakes it: records change, too."""
@@ -127,9 +129,9 @@ def cancel(settings: Settings, run: str, *, now: bool) -> None:
     cluster = connected(settings, run)
     told = look(cluster, run, None)
     job = told.snapshot.job
-    output.say(f"{run}: {_farewell(told, now=now)}")
     with Changes(cluster.api, run) as changes:
         cluster.cancel(job, now=now)
+        output.say(f"{run}: {_farewell(told, now=now)}")
         try:
             _until_gone(cluster, job, changes)
         except KeyboardInterrupt:
@@ -162,14 +164,19 @@ def _until_gone(cluster: Kubernetes, job: Mapping[str, Any], changes: Changes) -
     away = _Away()
     while True:
         with away.tolerated():
-            pods, there = _pods_left(cluster, run, uid)
+            left = _left(cluster, run, uid)
+            pods = left.pods if left else ()
             for pod in [*seen, *pods]:
                 ended, name = endings.ending(pod), fields.name(pod)
                 if ended is not None and name not in told:
                     told.add(name)
                     output.say(f"{run}: pod {name} {ended.line}")
-            if not there:
+            if left is None:
                 return
+            why = explain(left)
+            if why.stuck and why.line not in told:
+                told.add(why.line)
+                output.say(f"{run}: {why.line}\n  {why.next_step}")
             living = sum(endings.ending(pod) is None for pod in pods)
             if living not in (waits, 0):
                 output.say(f"{run}: waiting for {output.counted(living, 'pod')}")
@@ -177,14 +184,14 @@ def _until_gone(cluster: Kubernetes, job: Mapping[str, Any], changes: Changes) -
         seen = changes.wait(RETRY_SECONDS)
 
 
-def _pods_left(cluster: Kubernetes, run: str, uid: str) -> tuple[Sequence[fields.Object], bool]:
-    """Return the pods that are left of a Job, and whether it is there itself."""
+def _left(cluster: Kubernetes, run: str, uid: str) -> Snapshot | None:
+    """Return what is left of a Job; None: it is gone."""
     try:
         found = cluster.snapshot(run)
     except NotFound:
-        return (), False
+        return None
     # A new run of that name is no concern of ours.
-    return (found.pods, True) if fields.uid(found.job) == uid else ((), False)
+    return found if fields.uid(found.job) == uid else None
 
 
 def _followed(cluster: Kubernetes, run: str, settings: Settings) -> Iterator[Told]:

@@ -130,7 +130,8 @@ def look(cluster: Kubernetes, run: str, target: Target | None) -> Told:
     """
     snapshot = cluster.snapshot(run)
     known, unread = None, ""
-    if target is not None and any(fields.of(pod, "status", "startTime") for pod in snapshot.pods):
+    began = any(fields.of(pod, "status", "startTime") for pod in snapshot.pods)
+    if target is not None and (began or fields.condition(snapshot.job, "Complete", "True")):
         known, unread = clusterrecords.Reading(snapshot.job, target).result()
     return Told(
         snapshot=snapshot,

@@ -59,7 +59,7 @@ def explain(snapshot: Snapshot, progress: Progress | None = None) -> Explanation
     """
     found = attempts.newest(snapshot.pods)
     answer = (
-        _over(snapshot, found)
+        _over(snapshot, found, progress)
         or _removed(snapshot, found)
         or _held(snapshot, found)
         or _refused(snapshot, found)
@@ -91,10 +91,12 @@ def _as(state: State, reason: Reason, notes: tuple[str, ...] = ()) -> Explanatio
     )
 
 
-def _over(snapshot: Snapshot, found: _Attempts) -> Explanation | None:
+def _over(snapshot: Snapshot, found: _Attempts, progress: Progress | None) -> Explanation | None:
     """Return how the Job has ended, or is about to."""
     job = snapshot.job
     if fields.condition(job, "Complete", "True"):
+        if progress is not None and progress.success is False:
+            return _unrecorded()
         reason = Reason(word="succeeded", line="its results are committed and verified")
         return replace(_as("succeeded", reason), code=0)
     for kind, state in (("Failed", "failed"), ("FailureTarget", "stopping")):
@@ -105,6 +107,14 @@ def _over(snapshot: Snapshot, found: _Attempts) -> Explanation | None:
                 return replace(answer, state="stopping", line=line)
             return answer
     return None
+
+
+def _unrecorded() -> Explanation:
+    """Return that the pods ended well and the store, which could be read, has nothing of it."""
+    line = "its pods ended with 0, and the store has no record that the run succeeded"
+    step = "is --image an image of the jobs, and does this machine read the store that pods write"
+    step += " (store_endpoint_here)? launcher doctor tries both"
+    return replace(_as("failed", Reason(word="no-record", line=line, next_step=step)), code=0)
 
 
 def _failed(snapshot: Snapshot, found: _Attempts, fails: fields.Object) -> Explanation:
@@ -181,9 +191,11 @@ def _held(snapshot: Snapshot, found: _Attempts) -> Explanation | None:
     notes = (f"{output.counted(len(living), 'pod')} of before still to stop",) if living else ()
     if fields.text(job, "metadata", "labels", queueing.QUEUE_LABEL) or snapshot.workload:
         reason = queueing.kueue(job, snapshot.workload, snapshot.queue)
+        if snapshot.no_kueue:
+            reason = queueing.without_kueue(job)
         return _as("suspended" if reason.word == "stopped" else "queued", reason, notes)
     patch = '{"spec":{"suspend":false}}'
-    step = f"it goes on with: kubectl patch job {fields.name(job)} -p '{patch}'"
+    step = f"it goes on with: {fields.kubectl(job)} patch job {fields.name(job)} -p '{patch}'"
     reason = Reason(word="suspended", line="by hand, no queue holds it", next_step=step, stuck=True)
     return _as("suspended", reason, notes)
 
@@ -249,9 +261,8 @@ def _without_pods(snapshot: Snapshot) -> Reason:
         return Reason(word="new", line="was just created; it has no pod yet")
     since = output.duration((snapshot.now - made).total_seconds())
     line = f"has no pod, {since} after it was created"
-    step = (
-        "kubectl describe job; the cluster's Job controller does not answer: ask the administrator"
-    )
+    step = f"{fields.kubectl(job)} describe job {fields.name(job)}; the cluster's Job controller"
+    step += " does not answer: ask the administrator"
     return Reason(word="no-pods", line=line, next_step=step)
 
 

@@ -125,3 +125,9 @@ def about(events: Iterable[Object], found: Any, *reasons: str) -> list[Object]:
         and (not reasons or row.get("reason") in reasons)
     ]
     return sorted(mine, key=when)
+
+
+def kubectl(found: Object) -> str:
+    """Return how kubectl is called for the namespace of an object."""
+    namespace = text(found, "metadata", "namespace")
+    return f"kubectl -n {namespace}" if namespace else "kubectl"

@@ -100,8 +100,8 @@ class Facts:
     queue: Answer[Object] = Answer()
     queue_priority: Answer[Object] = Answer()
     """Kueue's WorkloadPriorityClass."""
-    trial: LauncherError | None = None
-    """By what the server refuses a dry run of the Job or its pod."""
+    trial: LauncherError | str = ""
+    """By what the server refuses a dry run of the Job or its pod, or why the pod has to wait."""
     intruder: Answer[str] = Answer()
     """By what words the server refuses a pod that mounts what no run needs; None: it takes it."""
     nodes: Answer[tuple[Node, ...]] = Answer()

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jobs import layout
 from jobs.stores import Store
 from launcher import loglines, output, records, storage
 from launcher.errors import LauncherError, RunFailed
@@ -64,7 +63,9 @@ def end(store: Store | None, run: str) -> None:
     if store is not None:
         try:
             with storage.asking(store):
-                row = records.end(store, run) or _result(store, run)
+                row = records.end(store, run)
+                if not row and records.succeeded(store, run):
+                    row = {"code": 0}
         except LauncherError as error:
             output.say(f"{run}: how it ended cannot be read: {error.text}")
     if row.get("code") == 0:
@@ -72,9 +73,3 @@ def end(store: Store | None, run: str) -> None:
         return
     reason = f"{row['name']}: {row['reason']}" if row else "its Job was deleted before it succeeded"
     raise RunFailed(f"run {run!r}: {reason}")
-
-
-def _result(store: Store, run: str) -> Mapping[str, Any]:
-    """Return the success of a run of a version that told its end by its result alone."""
-    found = records.document(store, layout.key(run, layout.RESULT))
-    return {"code": 0} if found and not found.get("failed") else {}

@@ -155,7 +155,7 @@ def account(facts: Facts, wanted: Wanted) -> Line:
     if not facts.account.gap:
         fix = f'{APPLY}, which makes `job`; then service_account = "job"'
         return Line("account", "fail", f"{name}: no such service account; pods are refused", fix)
-    if facts.trial is None:
+    if isinstance(facts.trial, str):
         return Line("account", "ok", f"{name}: the trial's pod may run as it")
     return Line("account", "warn", facts.account.gap, "see the line `trial`")
 
@@ -171,7 +171,7 @@ def priority(facts: Facts, wanted: Wanted) -> Iterator[Line]:
     elif not found.gap:
         fix = "correct priority_class; kubectl get priorityclasses lists them"
         yield Line("priority", "fail", f"{name}: no such priority class; pods are refused", fix)
-    elif facts.trial is None:
+    elif isinstance(facts.trial, str):
         yield Line("priority", "ok", f"{name}: the trial's pod may have it")
     else:
         yield Line("priority", "warn", found.gap, "see the line `trial`")

@@ -45,9 +45,9 @@ def blocked(pod: Object, events: Iterable[Object]) -> Reason | None:
         message = _told(waiting, mine)
         if found := imagepull.meaning(image, node, reason, message):
             return found
-        if found := _not_made(reason, message, node):
+        if found := _not_made(reason, message, pod):
             return found
-    return _volume(mine, node) or _sandbox(mine, node)
+    return _volume(mine, pod, node) or _sandbox(mine, node)
 
 
 def starting(pod: Object, events: Iterable[Object], now: datetime) -> Reason:
@@ -133,14 +133,14 @@ def _told(waiting: Object, events: Iterable[Object]) -> str:
     return causes[-1] if causes else message
 
 
-def _not_made(reason: str, message: str, node: str) -> Reason | None:
+def _not_made(reason: str, message: str, pod: Object) -> Reason | None:
     """Return why a container could not be made or started."""
     if reason == "CreateContainerConfigError":
         if found := _MISSING.search(message):
-            return _absent(found[1].lower(), found[2])
+            return _absent(found[1].lower(), found[2], pod)
         if found := _KEY.search(message):
             line = f"{found[2]} {found[3]} has no key {found[1]}"
-            step = f"add the key: kubectl edit {found[2].lower()} {found[3]}"
+            step = f"add the key: {fields.kubectl(pod)} edit {found[2].lower()} {found[3]}"
             return Reason(word="config", line=line, next_step=step, stuck=True)
         step = "see the base manifest"
         if _ROOT.search(message):
@@ -152,16 +152,17 @@ def _not_made(reason: str, message: str, node: str) -> Reason | None:
             stuck=True,
         )
     if reason in ("CreateContainerError", "RunContainerError", "CrashLoopBackOff", "StartError"):
+        node = fields.text(pod, "spec", "nodeName")
         line = f"{node} cannot start its container: {message or reason}"
         step = "is --image an image of the jobs, for this node's architecture?"
         return Reason(word="container", line=line, next_step=step, stuck=True)
     return None
 
 
-def _absent(kind: str, name: str) -> Reason:
+def _absent(kind: str, name: str, pod: Object) -> Reason:
     title = "Secret" if kind == "secret" else "ConfigMap"
     line = f"{title} {name} does not exist in this namespace"
-    step = f"create it, and the pod starts by itself: kubectl create {kind} "
+    step = f"create it, and the pod starts by itself: {fields.kubectl(pod)} create {kind} "
     step += (
         f"generic {name} --from-env-file=FILE"
         if kind == "secret"
@@ -170,7 +171,7 @@ def _absent(kind: str, name: str) -> Reason:
     return Reason(word=kind, line=line, next_step=step, stuck=True)
 
 
-def _volume(events: Iterable[Object], node: str) -> Reason | None:
+def _volume(events: Iterable[Object], pod: Object, node: str) -> Reason | None:
     found = [row for row in events if row.get("reason") in ("FailedMount", "FailedAttachVolume")]
     if not found:
         return None
@@ -191,7 +192,7 @@ def _volume(events: Iterable[Object], node: str) -> Reason | None:
             step += "; where Ascend Docker Runtime mounts it, the base needs no such volumes"
         return Reason(word="volume", line=line, next_step=step, stuck=True)
     if absent := _MISSING.search(message):
-        return _absent(absent[1].lower(), absent[2])
+        return _absent(absent[1].lower(), absent[2], pod)
     what = f"volume {mount[1]}: {mount[2]}" if mount else message
     return Reason(
         word="volume",

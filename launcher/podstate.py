@@ -83,7 +83,8 @@ def _after(row: Attempt, snapshot: Snapshot) -> tuple[PodState, Reason]:
     ending = row.ending
     assert ending is not None
     if ending.retry in ("done", "final"):
-        return "ended", Reason(word=ending.word, line=ending.line)
+        line = f"its pod {_past(ending.line)}; Kubernetes is about to take note"
+        return "ended", Reason(word=ending.word, line=line)
     line = f"attempt {row.started} {_past(ending.line)}"
     if row.failures > _retries(snapshot.job) and ending.retry == "counted":
         return "ended", Reason(word=ending.word, line=f"{line}; its retries are used up")

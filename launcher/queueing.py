@@ -47,7 +47,7 @@ def kueue(job: Object, workload: Object | None, others: Iterable[Object] = ()) -
     queue = fields.text(job, "metadata", "labels", QUEUE_LABEL)
     if workload is None:
         line = f"waits for Kueue to put it into queue {queue}"
-        step = f"kubectl get localqueue {queue}: is it there, and does Kueue run?"
+        step = f"{fields.kubectl(job)} get localqueue {queue}: is it there, and does Kueue run?"
         return Reason(word="queue", line=line, next_step=step)
     queue = fields.text(workload, "spec", "queueName") or queue
     name = fields.name(workload)
@@ -57,7 +57,7 @@ def kueue(job: Object, workload: Object | None, others: Iterable[Object] = ()) -
     if fields.text(reserved, "status") == "True":
         return _checks(workload, queue)
     message = fields.text(reserved, "message")
-    if refused := _refused(message, queue):
+    if refused := _refused(message, workload):
         return refused
     past = _evicted(workload)
     line = f"{past + '; ' if past else ''}waits in queue {queue}{position(workload, others)}"
@@ -68,6 +68,14 @@ def kueue(job: Object, workload: Object | None, others: Iterable[Object] = ()) -
         line += f": {message}"
     step = "wait: it starts by itself when the queue has room"
     return Reason(word="queue", line=line, next_step=step)
+
+
+def without_kueue(job: Object) -> Reason:
+    """Return what a Job waits for that was put into a queue of an engine that is not there."""
+    queue = fields.text(job, "metadata", "labels", QUEUE_LABEL)
+    line = f"waits for Kueue's queue {queue}, and this cluster has no Kueue"
+    step = f"install Kueue; or `launcher cancel {fields.name(job)}`, and submit without --queue"
+    return Reason(word="no-kueue", line=line, next_step=step, stuck=True)
 
 
 def position(workload: Object, others: Iterable[Object]) -> str:
@@ -107,7 +115,8 @@ def _stopped(workload: Object, name: str) -> Reason:
         f"{past}, and is not tried again" if past else "was stopped: it is taken out of its queue"
     )
     patch = '{"spec":{"active":true}}'
-    step = f"it goes on with: kubectl patch workload {name} --type merge -p '{patch}'"
+    kubectl = fields.kubectl(workload)
+    step = f"it goes on with: {kubectl} patch workload {name} --type merge -p '{patch}'"
     return Reason(word="stopped", line=line, next_step=step, stuck=True)
 
 
@@ -124,8 +133,9 @@ def _checks(workload: Object, queue: str) -> Reason:
     return Reason(word="queue", line=line)
 
 
-def _refused(message: str, queue: str) -> Reason | None:
+def _refused(message: str, workload: Object) -> Reason | None:
     """Return what never passes by itself."""
+    queue = fields.text(workload, "spec", "queueName")
     if found := _CAPACITY.search(message):
         asked = scheduling.shown(found[1], amount(found[1], found[3]))
         line = f"can never fit: asks {asked}, and queue {queue} has {found[4]} in all"
@@ -138,9 +148,8 @@ def _refused(message: str, queue: str) -> Reason | None:
         return Reason(word="quota", line=line, next_step=step, stuck=True)
     if found := _ABSENT.search(message):
         line = f"is not let in: {message}"
-        step = (
-            f"kubectl get {found[1].lower()} {found[2]}; choose another --queue, or have it opened"
-        )
+        step = f"{fields.kubectl(workload)} get {found[1].lower()} {found[2]}; choose another"
+        step += " --queue, or have it opened"
         return Reason(word="no-queue", line=line, next_step=step, stuck=True)
     if "didn't match" in message or "doesn't match" in message or "untolerated taint" in message:
         line = f"is not let into queue {queue}: {message}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from launcher import devices
 from launcher.errors import Misconfigured
@@ -22,6 +23,7 @@ VOLCANO_QUEUE = "scheduling.volcano.sh/queue-name"
 VOLCANO_GANG = "scheduling.volcano.sh/group-min-member"
 MINDCLUSTER_GANG = "huawei.com/schedule_minAvailable"
 MINDCLUSTER_RING = "ring-controller.atlas"
+API_GROUPS = {KUEUE: "kueue.x-k8s.io", VOLCANO: "scheduling.volcano.sh"}
 _MARGIN_SECONDS = 60
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 """A DNS name that is a label's value as well: 63 characters."""
@@ -61,6 +63,14 @@ def engine(target: Target) -> str:
             " --queue-engine",
         )
     return ""
+
+
+def api_group(manifest: Mapping[str, Any]) -> str:
+    """Return the API group of the engine that a Job waits for; empty for none."""
+    if KUEUE_QUEUE in manifest["metadata"].get("labels", {}):
+        return API_GROUPS[KUEUE]
+    scheduler = manifest["spec"]["template"]["spec"].get("schedulerName")
+    return API_GROUPS[VOLCANO] if scheduler == VOLCANO else ""
 
 
 def places_whole(target: Target) -> bool:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from jobs import layout
 from jobs.errors import BY_CODE
+from jobs.prompts import selection
 from jobs.stores import FileStore, Store
 from launcher.errors import Misconfigured
 
@@ -34,6 +35,10 @@ class Progress:
     pictures: int | None = None
     """Pictures in the store."""
     asked: int | None = None
+    failed: tuple[int, ...] = ()
+    """Lines of the pictures that could not be made, one for each of them."""
+    seconds_per_step: dict[str, float] = field(default_factory=dict)
+    """Of a batch, by scheduler."""
     committed: int | None = None
     """Step of the newest committed checkpoint."""
     attempts: int | None = None
@@ -42,6 +47,8 @@ class Progress:
     Rows that do not name their attempt count as the first's."""
     newest: str | None = None
     """When the newest step was logged."""
+    success: bool | None = None
+    """Whether the run has recorded that it succeeded, which it does last of all."""
 
 
 def progress(store: Store, run: str, spec: Mapping[str, Any]) -> Progress:
@@ -53,10 +60,16 @@ def progress(store: Store, run: str, spec: Mapping[str, Any]) -> Progress:
     record = layout.key(run, layout.SPEC)
     attempts = _count(store, record, document(store, record), "attempts")
     if spec.get("kind") == "infer":
+        ended = _leniently(store, layout.key(run, layout.RESULT))
+        rate = ended.get("img_s")
         return Progress(
             pictures=len({row["file"] for row in pictures(store, run)}),
             asked=_asked(store, spec),
+            failed=_failed(ended),
+            images_per_second=rate if isinstance(rate, float) else None,
+            seconds_per_step=_paces(ended),
             attempts=attempts,
+            success=succeeded(store, run),
         )
     metrics = layout.key(run, layout.METRICS)
     first: Row = {}
@@ -77,6 +90,7 @@ def progress(store: Store, run: str, spec: Mapping[str, Any]) -> Progress:
         attempts=attempts,
         began=_time(first),
         newest=_time(newest),
+        success=succeeded(store, run),
     )
 
 
@@ -111,6 +125,15 @@ def end(store: Store, run: str) -> Row:
     # A cluster, which has namespaces, starts the others again; here a person does.
     row["final"] = known.retry in ("done", "final") or not row.get("namespace")
     return row
+
+
+def succeeded(store: Store, run: str) -> bool:
+    """Return whether the records say that the run succeeded."""
+    if found := end(store, run):
+        return bool(found["code"] == 0)
+    # A version that wrote no end.json told its success by its result alone.
+    row = result(store, run)
+    return bool(row) and not row.get("failed")
 
 
 def _leniently(store: Store, key: str) -> Row:
@@ -204,10 +227,25 @@ def _seconds_left(step: int | None, steps: int | None, pace: float | None) -> fl
     return (steps - step) * pace / 1000
 
 
+def _failed(result: Row) -> tuple[int, ...]:
+    """Return the line of each picture that could not be made."""
+    found = result.get("failures")
+    lines = [row.get("line") for row in found if isinstance(row, dict)] if found else []
+    return tuple(line for line in lines if type(line) is int)
+
+
+def _paces(result: Row) -> dict[str, float]:
+    found = result.get("s_per_step")
+    rows = found.items() if isinstance(found, dict) else ()
+    return {str(name): pace for name, pace in rows if isinstance(pace, float)}
+
+
 def _asked(store: Store, spec: Mapping[str, Any]) -> int | None:
+    """Return how many pictures the spec asks for, over the rows that it holds or names."""
     prompts = spec.get("prompts")
-    if isinstance(prompts, dict):  # they wait in the store
-        count = sum(1 for _ in rows(store, str(prompts.get("key"))))
-    else:
-        count = len(prompts or ())
-    return count * int(spec.get("images", 1)) or None
+    # A dictionary names where they wait in the store.
+    found = rows(store, str(prompts.get("key"))) if isinstance(prompts, dict) else prompts or ()
+    wanted = selection(spec.get("only"))
+    every = int(spec.get("images", 1))
+    counted = ((row.get("line", 0), int(row.get("images") or every)) for row in found)
+    return sum(wanted.count(line, images) for line, images in counted) or None

@@ -135,9 +135,14 @@ class Watched:
         if self.ended or running:
             return
         with suppress(Forbidden):  # whoever may not read events does without
-            self._tell_why()
+            self.tell_why()
 
-    def _tell_why(self) -> None:
+    def tell_why(self) -> None:
+        """Tell where the run is and why, unless that was told.
+
+        Raises:
+            LauncherError: the cluster refuses, or does not answer.
+        """
         found = explain(self._cluster.snapshot(self._run))
         if found.word not in self._told:
             self._told.add(found.word)
@@ -192,7 +197,8 @@ class Trouble:
             self._allowed and now - self._since < REFUSED_SECONDS
         )
         if problem.refused and not (self._patient and unsettled):
-            rule = "ask its administrator for `get` on `pods/log`"
+            rule = "its administrator adds to your Role (k8s/base/rbac.yaml):"
+            rule += ' {apiGroups: [""], resources: [pods/log], verbs: [get]}'
             raise Forbidden(f"pod {self._pod}: {problem}", rule) from problem
         if not self._patient and self._count >= TRIES:
             raise Unreachable(f"pod {self._pod}: {problem}", "try again") from problem

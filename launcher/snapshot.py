@@ -25,6 +25,8 @@ class Snapshot:
     """Events (core/v1) of the Job, its pods, its Workload and PodGroup, oldest first."""
     workload: Mapping[str, Any] | None = None
     """The Workload (kueue.x-k8s.io) that stands for the Job in a queue of Kueue."""
+    no_kueue: bool = False
+    """Whether the Job is in a queue of Kueue, and the cluster has no Kueue."""
     queue: tuple[Mapping[str, Any], ...] = ()
     """Workloads of the namespace that wait, for the position of one that does; empty: not known."""
     pod_group: Mapping[str, Any] | None = None

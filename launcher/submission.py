@@ -59,6 +59,8 @@ def submit(kind: Kind, params: Params) -> None:
     if root is not None:
         _tell_defaults(resolved, settings)
     spec = resolved.spec if root is None else _placed(resolved, target)
+    if spec.kind == "infer":
+        inputs.check_only(spec, prompts)
     name = params["name"]
     if name is None and params["idempotent"]:
         raise Usage("--idempotent: a name that is made up is never used again", "give --name, too")
@@ -89,8 +91,10 @@ def _prompts(kind: Kind, params: Params) -> Prompts | None:
     if kind == "train":
         return None
     if params["prompts"] is not None:
+        if params["like"] is not None:
+            raise Usage("--like: has a prompt of its own", "leave --prompts out")
         return inputs.read_prompts(params["prompts"])
-    if params["spec"] is None:
+    if params["spec"] is None and params["like"] is None:
         raise Usage("--prompts: is missing", "--prompts FILE, with one prompt a line")
     return None
 
@@ -100,6 +104,8 @@ def _flags(
 ) -> dict[str, object]:
     """Return the flags as keys of the spec."""
     flags = options.spec_flags(params, kind)
+    if params.get("like") is not None:
+        flags = inputs.read_recipe(params["like"]) | flags
     if params.get("validation_prompt"):
         flags["validation_prompts"] = tuple(params["validation_prompt"])
     if prompts is not None:
@@ -228,6 +234,8 @@ def _submit_to_cluster(
     run = cluster.submit(decided, manifest, prepare=there, idempotent=idempotent)
     what = "there is already, with the same spec:" if run.existed else "created"
     output.say(f"kubernetes: {what} job {run.name} in namespace {run.namespace}")
+    if run.waits:
+        output.say(f"warning: its pods have to wait: {run.waits}")
     output.data(run.name)
     if wait:
         from launcher import clusterruns

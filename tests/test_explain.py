@@ -215,6 +215,24 @@ def test_phases_add_up_to_the_time_that_has_passed() -> None:
     assert sum(phase.seconds for phase in phases) == 190  # Pulled was told after the end
 
 
+def test_a_run_whose_store_has_no_record_of_it_is_no_success() -> None:
+    done = {"type": "Complete", "status": "True"}
+    job = {"metadata": {"name": "cat"}, "status": {"conditions": [done]}}
+    found = Snapshot(job=job, now=NOW)
+    for known, state in ((None, "succeeded"), (True, "succeeded"), (False, "failed")):
+        told = explain.explain(found, None if known is None else Progress(success=known))
+        assert (told.state, told.code) == (state, 0)
+    assert (told.word, "no record" in told.line) == ("no-record", True)
+
+
+def test_a_queue_of_an_engine_that_is_not_there_is_told() -> None:
+    metadata = {"name": "cat", "labels": {"kueue.x-k8s.io/queue-name": "npus"}}
+    job = {"metadata": metadata, "spec": {"suspend": True}}
+    assert not explain.explain(Snapshot(job=job, now=NOW)).stuck
+    told = explain.explain(Snapshot(job=job, no_kueue=True, now=NOW))
+    assert (told.word, told.stuck) == ("no-kueue", True)
+
+
 @pytest.mark.parametrize("scene", ["cancelled", "drained", "preempted"])
 def test_a_clock_that_is_ahead_declares_no_node_lost(scene: str) -> None:
     row = recorded(scene)

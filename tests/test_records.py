@@ -10,7 +10,24 @@ TRAIN = {"kind": "train", "steps": 60}
 
 
 def test_a_run_without_records_has_no_progress(tmp_path):
-    assert records.progress(FileStore(tmp_path), "r", TRAIN) == records.Progress(steps=60)
+    found = records.progress(FileStore(tmp_path), "r", TRAIN)
+    assert found == records.Progress(steps=60, success=False)
+
+
+def test_a_success_is_what_the_newest_attempt_says_or_an_old_result(tmp_path):
+    store = FileStore(tmp_path)
+
+    def success(**records_of: object) -> bool | None:
+        for name, row in records_of.items():
+            store.write(f"r/{name}.json", json.dumps(row).encode())
+        return records.progress(store, "r", TRAIN).success
+
+    assert not success()
+    assert success(result={"kind": "train"})
+    assert not success(result={"kind": "infer", "failed": [3]})
+    claim = {"epoch": 2}
+    assert not success(claim=claim, end={"attempt": 2, "code": 69, "reason": "away"})
+    assert success(claim=claim, end={"attempt": 2, "code": 0, "reason": "all is there"})
 
 
 def test_training_is_told_by_its_newest_whole_row(tmp_path):

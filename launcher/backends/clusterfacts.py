@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from launcher import objectdoctor, rights, scheduling
+from launcher import objectdoctor, queues, rights, scheduling
 from launcher.backends import nodefacts
 from launcher.backends.apiserver import ApiServer, api_exception, message_of, translated
 from launcher.backends.kubernetes import Kubernetes
@@ -28,7 +28,6 @@ PEERS = "peers"
 """The Service of k8s/base."""
 INTRUDER = {"name": "doctor", "hostPath": {"path": "/etc"}}
 """A mount that no run needs, and that a policy is there to refuse."""
-_GROUPS = {KUEUE: "kueue.x-k8s.io", VOLCANO: "scheduling.volcano.sh"}
 
 
 def facts(cluster: Kubernetes, wanted: Wanted) -> Facts:
@@ -77,7 +76,7 @@ def _questions(cluster: Kubernetes, wanted: Wanted) -> dict[str, Callable[[], An
     account = wanted.pod.get("serviceAccountName") or "default"
     found: dict[str, Callable[[], Any]] = {
         "nodes": lambda: _nodes(api, wanted),
-        "trial": lambda: _refusal(lambda: cluster.dry_run_server(wanted.job)),
+        "trial": lambda: _tried(cluster, wanted),
         "user": lambda: _user(api),
         "place": lambda: _got(api, core),
         "account": lambda: _got(api, f"{core}/serviceaccounts/{account}"),
@@ -88,7 +87,7 @@ def _questions(cluster: Kubernetes, wanted: Wanted) -> dict[str, Callable[[], An
         path = f"/apis/scheduling.k8s.io/v1/priorityclasses/{name}"
         found["priority"] = lambda: _got(api, path)
     if engine := objectdoctor.engine(wanted):
-        group = f"/apis/{_GROUPS[engine]}"
+        group = f"/apis/{queues.API_GROUPS[engine]}"
         name = target.queue or objectdoctor.DEFAULT_QUEUE
         kind = f"namespaces/{api.namespace}/localqueues" if engine == KUEUE else "queues"
         found["engine"] = lambda: _version(api, group)
@@ -203,12 +202,12 @@ def _nodes(api: ApiServer, wanted: Wanted) -> Answer[tuple[Node, ...]]:
     return Answer(found.value)
 
 
-def _refusal(action: Callable[[], None]) -> LauncherError | None:
+def _tried(cluster: Kubernetes, wanted: Wanted) -> LauncherError | str:
+    """Return by what a run is refused, or why its pods would have to wait."""
     try:
-        action()
+        return cluster.dry_run_server(wanted.job)
     except LauncherError as error:
         return error
-    return None
 
 
 def _intruder(api: ApiServer, wanted: Wanted) -> Answer[str]:

@@ -7,31 +7,23 @@ and all that belongs to one run is snapshots.py's.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from launcher import fields
-from launcher.backends import listing, snapshots
-from launcher.backends.apiserver import ApiServer, api_exception, message_of, translated
+from launcher.backends import listing, snapshots, trials
+from launcher.backends.apiserver import ApiServer, api_exception, translated
 from launcher.backends.listing import Row
 from launcher.backends.snapshots import JOBS, PODS
-from launcher.errors import LauncherError, Misconfigured, NameTaken, NotFound, Unreachable
+from launcher.errors import LauncherError, NameTaken, NotFound, Unreachable
 from launcher.plan import SPEC_DIGEST, JobPlan
 from launcher.snapshot import Snapshot
 
 Manifest = Mapping[str, Any]
-
-OLDEST = (1, 31)
-"""podFailurePolicy is stable from 1.31 on (KEP 3329); older servers drop it without a word."""
-# A pod that is refused for these is no reason to refuse the Job: the person may create Jobs without
-# being allowed to create pods, and a Job waits until the quota has room.
-_TOLERATED = re.compile(r'cannot create resource "pods"|exceeded quota')
-
 
 LOOKS = (0, 2, 5)
 """Seconds before each look for a Job whose create was not answered; a server may be restarting."""
@@ -49,6 +41,8 @@ class Submitted:
     uid: str
     existed: bool = False
     """Whether it is the one of an earlier submission of the same spec."""
+    waits: str = ""
+    """Why its pods cannot be made yet, if so."""
 
 
 class Kubernetes:
@@ -88,18 +82,19 @@ class Kubernetes:
             Unreachable: no server, or none that answers in time.
         """
         try:
-            self.dry_run_server(manifest)
+            waits = self.dry_run_server(manifest)
             with prepare or nullcontext():
-                return self._create(plan, manifest)
+                return replace(self._create(plan, manifest), waits=waits)
         except NameTaken:
             if not idempotent:
                 raise
             return self._same(plan, manifest)
 
     def _create(self, plan: JobPlan, manifest: Manifest) -> Submitted:
+        namespace = manifest["metadata"].get("namespace") or self.namespace
         try:
             with translated(self.server, plan.name):
-                created = self._post(JOBS, manifest)
+                created = self.api.post(JOBS.format(namespace=namespace), manifest)
             if not fields.uid(created):
                 raise self.api.stranger()
         except Unreachable as error:
@@ -221,39 +216,13 @@ class Kubernetes:
                 if error.status not in (404, 409):
                     raise
 
-    def dry_run_server(self, manifest: Manifest) -> None:
-        """Let the server judge the Job, and its pod as well: a Job passes whose pods are refused.
+    def dry_run_server(self, manifest: Manifest) -> str:
+        """Let the server judge the Job and its pod; return why the pod has to wait, if it has.
 
         Raises:
             LauncherError: as for `submit`; nothing is created in any case.
         """
-        name = manifest["metadata"]["name"]
-        with translated(self.server, name):
-            self._check_version()
-            self._post(JOBS, manifest, dry_run=True)
-            try:
-                self._post(PODS, _first_pod(manifest), dry_run=True)
-            except api_exception() as error:
-                if error.status != 403 or not _TOLERATED.search(message_of(error)):
-                    raise
-
-    def _check_version(self) -> None:
-        found = self.api.get("/version")
-        try:  # a minor version may be "33+"
-            version = tuple(int(re.sub(r"\D", "", found[part])) for part in ("major", "minor"))
-        except (TypeError, KeyError, ValueError) as error:
-            raise self.api.stranger() from error
-        if version < OLDEST:
-            raise Misconfigured(
-                f"cluster {self.server}: is Kubernetes {found['gitVersion']}, which ignores "
-                "podFailurePolicy",
-                f"a cluster of {OLDEST[0]}.{OLDEST[1]} or newer is needed",
-            )
-
-    def _post(self, path: str, body: Manifest, *, dry_run: bool = False) -> Any:
-        namespace = body["metadata"].get("namespace") or self.namespace
-        query = [("dryRun", "All")] * dry_run
-        return self.api.post(path.format(namespace=namespace), body, query)
+        return trials.tried(self.api, manifest)
 
 
 def _differing(found: Mapping[str, Any], manifest: Manifest) -> str:
@@ -282,17 +251,3 @@ _BESIDES = {
     "--queue": ("metadata", "labels", "kueue.x-k8s.io/queue-name"),
 }
 _VARIABLES = {"JOB_STORE": "store", "JOB_WORKERS": "--npus"}
-
-
-def _first_pod(manifest: Manifest) -> dict[str, Any]:
-    """Return the pod that the Job controller would make for index 0."""
-    template = manifest["spec"]["template"]
-    metadata = {"generateName": f"{manifest['metadata']['name']}-0-"}
-    if namespace := manifest["metadata"].get("namespace"):
-        metadata["namespace"] = namespace
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {**template.get("metadata", {}), **metadata},
-        "spec": template["spec"],
-    }

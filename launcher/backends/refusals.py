@@ -41,7 +41,21 @@ def translated(server: str, name: str) -> Iterator[None]:
     except api_exception() as error:
         raise _refusal(error, server, name) from error
     except HTTPError as error:
+        if _UNTRUSTED in str(error):
+            told = _untrusted(str(error))
+            raise Misconfigured(f"cluster {server}: {told}", _TRUST) from error
         raise Unreachable(f"cluster {server}: {transport(error)}", WAYS_OUT) from error
+
+
+_UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
+_TRUST = "the kubeconfig's certificate-authority has to be the one of this server; or its clock"
+_TRUST += " or ours is wrong"
+
+
+def _untrusted(text: str) -> str:
+    """Return why a server's certificate is not believed, from OpenSSL's words."""
+    found = re.search(r"certificate verify failed: ([^(\n]+)", text)
+    return f"its certificate is not trusted: {found[1].strip() if found else line(text)}"
 
 
 def _refusal(error: Any, server: str, name: str) -> LauncherError:
@@ -65,6 +79,8 @@ def _refusal(error: Any, server: str, name: str) -> LauncherError:
             return NameTaken(f"run {name!r}: exists", "choose another --name, or cancel that run")
         case 400 | 404 | 422:
             return Misconfigured(f"manifest: {text}", "the base manifest or launcher.toml says so")
+        case 0 if _UNTRUSTED in text:
+            return Misconfigured(f"cluster {server}: {_untrusted(text)}", _TRUST)
         case 0:  # the client's way of telling a TLS failure
             return Unreachable(f"cluster {server}: {text}", WAYS_OUT)
         case _:

@@ -96,18 +96,19 @@ def snapshot(api: ApiServer, run: str) -> Snapshot:
         found = job(api, run)
         pods = sorted(listed.result(), key=_made)
         told = [pool.submit(_events, api, row) for row in (found, *_telling(pods))]
-        workload = pool.submit(_allowed, lambda: _workload(api, found))
+        workload = pool.submit(_workload, api, found)
         waiting = pool.submit(_waiting, api, found)
         group = pool.submit(_allowed, lambda: _pod_group(api, found))
         now = datetime.now(UTC)
         nodes = pool.submit(_nodes, api, found) if _asks_nodes(pods, now) else None
-        queue, gang = workload.result(), group.result()
+        (queue, no_kueue), gang = workload.result(), group.result()
         told += [pool.submit(_events, api, row) for row in (queue, gang) if row]
         return Snapshot(
             job=found,
             pods=tuple(pods),
             events=_sorted(told),
             workload=queue,
+            no_kueue=no_kueue,
             queue=waiting.result(),
             pod_group=gang,
             nodes=nodes.result() if nodes else None,
@@ -163,14 +164,27 @@ def _sorted(told: list[Future[list[Object]]]) -> tuple[Object, ...]:
     return tuple(sorted((row for future in told for row in future.result()), key=fields.when))
 
 
-def _workload(api: ApiServer, job: Object) -> Object | None:
-    """Return what stands for the Job in a queue of Kueue; raises as `ApiServer.get`."""
+def _workload(api: ApiServer, job: Object) -> tuple[Object | None, bool]:
+    """Return what stands for the Job in a queue of Kueue, and whether there is no Kueue at all.
+
+    Raises:
+        As `ApiServer.get`.
+    """
     if not fields.of(job, "metadata", "labels", "kueue.x-k8s.io/queue-name"):
-        return None
+        return None, False
     query = [("labelSelector", f"kueue.x-k8s.io/job-uid={fields.uid(job)}")]
-    new, old = (path.format(namespace=api.namespace) for path in WORKLOADS)
-    found = _allowed(lambda: api.get(new, query)) or api.get(old, query)
-    return next(iter(fields.rows(found, "items")), None)
+    exception = api_exception()
+    for path in WORKLOADS:
+        try:
+            found = api.get(path.format(namespace=api.namespace), query)
+        except exception as error:
+            if error.status == 403:  # not this user's to read
+                return None, False
+            if error.status != 404:
+                raise
+        else:
+            return next(iter(fields.rows(found, "items")), None), False
+    return None, True
 
 
 def _waiting(api: ApiServer, job: Object) -> tuple[Object, ...]:
@@ -213,10 +227,16 @@ def _allowed(ask: Callable[[], Object | None]) -> Object | None:
 def _asks_nodes(pods: list[Object], now: datetime) -> bool:
     """Return whether facts of nodes could explain anything: a pod without one, or a lost one."""
     return any(
-        not fields.of(pod, "spec", "nodeName") or overdue(pod, now)
+        not fields.of(pod, "spec", "nodeName") or overdue(pod, now) or _unready(pod)
         for pod in pods
         if fields.text(pod, "status", "phase") not in ("Succeeded", "Failed")
     )
+
+
+def _unready(pod: Object) -> bool:
+    """Return whether a pod runs and is not ready: who says so is the controller of lost nodes."""
+    running = fields.text(pod, "status", "phase") == "Running"
+    return running and fields.condition(pod, "Ready", "False") is not None
 
 
 def _nodes(api: ApiServer, job: Object) -> tuple[Node, ...] | None:

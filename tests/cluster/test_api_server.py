@@ -61,7 +61,7 @@ def test_job_and_pod_pass_for_every_server_and_plugin(
     Kubernetes(namespace=namespace).dry_run_server(manifest)
 
 
-def test_every_option_passes(namespace: str, cluster: Any) -> None:
+def test_every_option_passes(namespace: str, cluster: Any, crds: None) -> None:
     from kubernetes import client
 
     api = cluster.api()
@@ -301,6 +301,6 @@ def test_a_full_quota_makes_a_job_wait_and_does_not_refuse_it(cluster, namespace
 
 def test_a_service_account_that_does_not_exist_refuses_the_job(cluster, namespace) -> None:
     made, manifest = job(namespace, service_account="nobody")
-    with pytest.raises(LauncherError, match='serviceaccount "nobody" not found'):
+    with pytest.raises(LauncherError, match="service account nobody does not exist"):
         Kubernetes().submit(made, manifest)
     assert absent(cluster, namespace)

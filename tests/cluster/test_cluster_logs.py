@@ -113,8 +113,10 @@ class Pod:
     def write(self, *lines: str) -> None:
         self.log.write(*lines)
 
-    def end(self, code: int, message: str = "") -> None:
+    def end(self, code: int, message: str = "", *, recorded: bool = True) -> None:
         self.log.end()
+        if code == 0 and recorded:
+            (self.stage.store / "cat" / "result.json").write_text('{"kind": "train"}')
         ended = {"exitCode": code, "startedAt": self.started, "finishedAt": now(),
                  "message": message or f"{code} because"}  # fmt: skip
         self.tell("Failed" if code else "Succeeded", {"terminated": ended})
@@ -245,6 +247,28 @@ def test_a_run_that_fails_ends_70_with_its_reason(
     assert (code, follower.shown()) == (70, [BEGIN, "[0] loss=nan"])
     assert "error: run 'cat': " in words
     assert "loss is nan at step 3" in words
+
+
+def test_a_run_whose_store_has_no_record_of_its_success_failed(
+    stage: Stage, following: Callable[..., Follower]
+) -> None:
+    stage.submit()
+    pod = stage.start()
+    pod.write(BEGIN)
+    pod.end(0, recorded=False)
+    code, words = following().ended()
+    assert code == 70
+    assert "the store has no record that the run succeeded" in words
+
+
+def test_a_run_that_waits_says_why_instead_of_nothing(stage: Stage, capfd: Any) -> None:
+    stage.submit()
+    wait_for(
+        lambda: stage.core.list_namespaced_pod(stage.namespace).items, "the pod that has no node"
+    )
+    code, lines, words = logs(stage, capfd)
+    assert (code, lines) == (0, [])
+    assert "cat: pending: " in words
 
 
 def test_several_nodes_are_told_apart_and_a_rank_is_on_one(stage: Stage, capfd: Any) -> None:

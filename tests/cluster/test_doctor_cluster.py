@@ -697,7 +697,7 @@ def test_a_priority_class_is_looked_for(ask, cluster, namespace) -> None:
 
     told = ask(priority_class=namespace)
     told.has("priority", "fail", f"{namespace}: no such priority class", "priority_class")
-    told.has("trial", "fail", "PriorityClass")
+    told.has("trial", "fail", "priority class")
     classes = client.SchedulingV1Api(cluster.api())
     classes.create_priority_class({"metadata": {"name": namespace}, "value": 3})
     try:
@@ -725,7 +725,15 @@ def test_a_limit_that_refuses_the_pods_is_told(ask, core, namespace) -> None:
     core.create_namespaced_limit_range(namespace, body)
     told = ask()
     told.has("trial", "fail", "cpu")
-    assert told.code in (77, 78)
+    assert told.code == 78
+
+
+def test_a_quota_that_is_used_up_is_told(ask, core, namespace) -> None:
+    quota = {"metadata": {"name": "npus"}, "spec": {"hard": {"requests.cpu": "1"}}}
+    core.create_namespaced_resource_quota(namespace, quota)
+    used = {"status": {"hard": {"requests.cpu": "1"}, "used": {"requests.cpu": "0"}}}
+    core.patch_namespaced_resource_quota_status("npus", namespace, used)
+    ask().has("trial", "warn", "quota npus", "kubectl describe quota")
 
 
 def test_nothing_is_left_behind(ask, kubectl, namespace, npu_node) -> None:

@@ -314,6 +314,10 @@ def test_other_namespaces_are_left_alone(kustomized, namespace) -> None:
 # --- the accounts
 
 
+_NAMED = {"secrets": "store-keys", "services": "peers"}
+"""Of these the Role means some, by name."""
+
+
 def may(cluster: Any, namespace: str, account: str, right: Right, home: str = "") -> bool:
     """Return whether an account of `home` (or of the namespace itself) has a right there."""
     from kubernetes import client
@@ -321,8 +325,8 @@ def may(cluster: Any, namespace: str, account: str, right: Right, home: str = ""
     group, resource, verb = right
     resource, _, sub = resource.partition("/")
     attributes = {"group": group, "resource": resource, "subresource": sub, "verb": verb}
-    if resource == "secrets":  # of which some are meant, by name
-        attributes["name"] = "store-keys"
+    if name := _NAMED.get(resource):
+        attributes["name"] = name
     review = {
         "user": f"system:serviceaccount:{home or namespace}:{account}",
         "resourceAttributes": {**attributes, "namespace": namespace},
@@ -447,7 +451,10 @@ def doctor_knows(what: str) -> Callable[[Kubernetes], bool]:
         _, manifest = job(namespace=backend.namespace)
         where = Target(store_secret="store-keys", namespace=backend.namespace)
         found = facts(backend, Wanted(target=where, job=manifest, room={}))
-        answer = found.place if what == "namespace" else found.secrets["store-keys"]
+        answers = {
+            "namespace": found.place, "secret": found.secrets["store-keys"], "service": found.peers
+        }  # fmt: skip
+        answer = answers[what]
         return "cannot get" not in answer.gap
 
     return works
@@ -468,6 +475,7 @@ USED: dict[Right, Callable[[Kubernetes], bool]] = {
     ("", "events", "list"): tells_why,
     ("", "namespaces", "get"): doctor_knows("namespace"),
     ("", "secrets", "get"): doctor_knows("secret"),
+    ("", "services", "get"): doctor_knows("service"),
 }
 """What works with the right and does not without it."""
 

@@ -126,4 +126,4 @@ def test_a_run_in_kueues_queue_has_no_pod_and_no_clock_until_it_is_let_go(
     assert job().spec.active_deadline_seconds == 3540
     batch.patch_namespaced_job("cat", namespace, {"spec": {"suspend": False}})  # as Kueue does
     wait_for(lambda: len(pods()) == 2, "the pods")
-    assert job().status.start_time is not None
+    wait_for(lambda: job().status.start_time, "the clock")

@@ -188,6 +188,21 @@ def test_a_certificate_that_has_expired(
             assert "expired" in hint
 
 
+def test_a_server_whose_certificate_is_another_authoritys(
+    refused, cluster, tmp_path, monkeypatch
+) -> None:
+    openssl(tmp_path, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=other",
+            "-days", "2", "-keyout", "other.key", "-out", "other.crt")  # fmt: skip
+
+    def change(document: dict[str, Any]) -> None:
+        document["clusters"][0]["cluster"]["certificate-authority"] = str(tmp_path / "other.crt")
+
+    monkeypatch.setenv("KUBECONFIG", str(edited(cluster, tmp_path / "k", change)))
+    error, hint = refused(78, "list")
+    assert "its certificate is not trusted: " in error
+    assert "certificate-authority" in hint
+
+
 @pytest.fixture(scope="session")
 def certified(cluster: Cluster, missing) -> Path:
     """Return a folder with a client's certificates that the API server knows."""
