@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 from collections.abc import Sequence
@@ -10,26 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from jobs import pixels
+from jobs.digests import Digests
 from jobs.environment import Environment
 from jobs.errors import BadData, BadSpec, Unavailable
+from jobs.pixels import CENTRE, Picture, Place
 from jobs.specs import TrainSpec
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """One picture as the trainer needs it."""
-
-    pixels: NDArray[np.float32]
-    """[3, size, size] in -1..1."""
-    time_ids: NDArray[np.float32]
-    """Original height and width, top and left of the crop, target height and width: [6]
-    (Podell et al. 2023, arXiv 2307.01952, section 2.2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,39 +30,41 @@ class Captioned:
     rows: Sequence[Any]
     column: str
 
-    def picture(self, index: int, size: int) -> Picture:
-        """Return a picture, its shorter side scaled to `size` and its centre cut out.
+    def views(
+        self, index: int, size: int, places: Sequence[Place] = (CENTRE,), *, flip: bool = False
+    ) -> list[Picture]:
+        """Return the crops of a picture; see pixels.views.
 
         Raises:
             BadData: it is not a picture; its path or row is named.
         """
         from PIL import Image
 
-        cell = self.rows[index][self.column]
-        name = str(cell.get("path") or f"row {index}")
+        name, raw = self._source(index)
         try:
-            raw = cell.get("bytes")
-            source = io.BytesIO(raw) if raw else Path(name)
-            with Image.open(source) as opened:
-                image = opened.convert("RGB")
+            image = pixels.read(io.BytesIO(raw) if raw else Path(name))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             reason = str(error).partition(" '")[0] if raw is None else "not a picture"
             raise BadData(
                 f"{name}: cannot be read as a picture ({reason}); replace or remove it"
             ) from error
-        width, height = image.size
-        scale = size / min(width, height)
-        # The scaled size first, then its centre: cut out before it is scaled, since a picture of
-        # 1 x 20,000 pixels scaled as a whole would not fit any memory.
-        left, top = ((max(size, round(side * scale)) - size) // 2 for side in (width, height))
-        box = (left / scale, top / scale, (left + size) / scale, (top + size) / scale)
-        box = (*box[:2], min(box[2], width), min(box[3], height))
-        image = image.resize((size, size), Image.Resampling.LANCZOS, box=box)
-        pixels = np.asarray(image, np.float32).transpose(2, 0, 1) / np.float32(127.5) - np.float32(
-            1
-        )
-        ids = np.asarray([height, width, top, left, size, size], np.float32)
-        return Picture(np.ascontiguousarray(pixels), ids)
+        return pixels.views(image, size, places, flip=flip)
+
+    def digest(self, index: int, digests: Digests) -> str:
+        """Return the SHA-256 of a picture's bytes, hex.
+
+        Raises:
+            BadData: its file is gone.
+        """
+        name, raw = self._source(index)
+        try:
+            return hashlib.sha256(raw).hexdigest() if raw else digests.of(Path(name))
+        except OSError as error:
+            raise BadData(f"{name}: cannot be read ({error.strerror})") from error
+
+    def _source(self, index: int) -> tuple[str, bytes | None]:
+        cell = self.rows[index][self.column]
+        return str(cell.get("path") or f"row {index}"), cell.get("bytes")
 
 
 def load(spec: TrainSpec, env: Environment) -> Captioned:

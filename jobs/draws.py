@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 ORDER, NOISE, TIMESTEP, POSTERIOR, PICTURE = range(5)
 
+CROP, VIEW = 32, 33
+"""The encoder's and the feed's own; numbers of their own, since no purpose may change its."""
+
 
 def generator(seed: int, purpose: int, *position: int) -> np.random.Generator:
     """Return the generator of one purpose at one position (at most three numbers)."""
@@ -54,3 +57,14 @@ def timestep(seed: int, position: int, count: int) -> int:
 def picture_noise(seed: int, line: int, image: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Return a picture's first noise, fp32: a function of seed, line and image number alone."""
     return generator(seed, PICTURE, line, image).standard_normal(shape, np.float32)
+
+
+def crop_place(seed: int, index: int, number: int) -> tuple[float, float]:
+    """Return where crop `number` of picture `index` lies, across and down, each in 0..1."""
+    across, down = generator(seed, CROP, index, number).random(2)
+    return float(across), float(down)
+
+
+def view(seed: int, position: int, count: int) -> int:
+    """Return which of `count` views of its picture the sample at `position` shows."""
+    return int(generator(seed, VIEW, position).integers(count))

@@ -36,8 +36,9 @@ class Feed:
 
     def _sample(self, position: int) -> tuple[Any, ...]:
         seed, encoded = self.spec.seed, self.encoded
-        index = draws.sample_index(seed, position, len(encoded.moments))
-        moments = np.asarray(encoded.moments[index])
+        index = draws.sample_index(seed, position, encoded.count)
+        view = draws.view(seed, position, encoded.views)
+        moments, time_ids, text, text_2 = encoded.row(index, view)
         shape = (moments.shape[0] // 2, *moments.shape[1:])
         clean = diffusion.latents(
             moments, draws.posterior_noise(seed, position, shape), self.scaling
@@ -48,8 +49,8 @@ class Feed:
         return (
             diffusion.noisy(clean, noise, level),
             np.int32(time_step),
-            encoded.time_ids[index],
+            time_ids,
             diffusion.target(clean, noise, level, self.prediction),
-            encoded.text[index],
-            encoded.text_2[index],
+            text,
+            text_2,
         )

@@ -1,13 +1,18 @@
-"""Owns what the frozen parts say of the pictures: VAE moments and caption embeddings, on disk.
+"""Owns what the frozen parts say of the pictures: VAE moments and caption embeddings.
 
-Computed once per attempt, each worker its share, one picture at a time, so that the numbers do
-not depend on the number of workers. Must not draw random numbers of its own (see draws).
+Computed by all workers together, each its share, one picture at a time, so that the numbers do
+not depend on the number of workers; kept by encodings. Must not draw random numbers of its own.
 """
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
+import importlib.metadata
+import logging
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,83 +21,217 @@ import numpy as np
 from mindspore import Tensor
 from numpy.typing import NDArray
 
-from jobs import model
+from jobs import draws, model, pixels
 from jobs.compat import eager
 from jobs.data import Captioned
+from jobs.digests import Digests
+from jobs.encodings import SHARD, Cache, Shard, Shelf, content_key, pack
 from jobs.environment import Environment, Worker
-from jobs.errors import Stopped
-from jobs.outbox import Outbox
+from jobs.errors import BadSpec
+from jobs.gang import Gang
 from jobs.specs import TrainSpec
+from jobs.stores import sha256_of
+
+log = logging.getLogger("jobs.latents")
 
 Array = NDArray[Any]
-POLL_SECONDS = 0.1
+SOURCES = ("latents.py", "pixels.py", "model.py", "encodings.py", "draws.py")
+"""Modules whose text decides the numbers."""
+PACKAGES = ("mindspore", "mindone", "numpy", "pillow", "transformers")
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Memory-mapped arrays, one row a picture."""
+    """What is known of each sample, memory-mapped."""
 
-    moments: Array
-    """[N, 2C, h, w] fp32: mean and log variance."""
-    time_ids: Array
-    """[N, 6] fp32."""
-    text: Array
-    """[N, 77, d] fp32 embeddings, or [N, 77] int32 ids where the encoders are trained."""
-    text_2: Array
-    """[N, p] fp32 pooled embeddings, or [N, 77] int32 ids of the second tokenizer."""
+    pictures: Shelf
+    captions: Shelf
+    count: int
+    """Samples."""
+    views: int
+    """Crops and mirror images of each picture."""
+
+    def row(self, index: int, view: int) -> tuple[Array, Array, Array, Array]:
+        """Return what a step needs of sample `index`, its picture seen in crop `view`.
+
+        Returns:
+            moments (mean and log variance, [2C, h, w] fp32), time_ids [6] fp32, and either
+            embeddings [77, d] fp32 and pooled embedding [p] fp32, or the token ids of both
+            encoders, [77] int32 each, where the encoders are trained.
+        """
+        picture, caption = self.pictures.row(index * self.views + view), self.captions.row(index)
+        return picture["moments"], picture["time_ids"], caption["text"], caption["text_2"]
 
 
 def encode(
     captioned: Captioned, folder: Path, kind: Any, spec: TrainSpec, env: Environment, worker: Worker
 ) -> Encoded:
-    """Compute this worker's share, wait for the others' and return all of it.
+    """Return all samples' rows: found in the store's cache, or made there by all workers.
 
     Raises:
         BadData: a picture cannot be read; it is named.
+        Stopped: a stop was asked for.
     """
-    vae = model.load_vae(folder)
-    encoders = model.load_text_encoders(folder, kind)
-    outbox = Outbox(env.work)
-    root = env.work / "encoded"
-    share = range(worker.rank, len(captioned.captions), worker.world)
-    rows: dict[str, list[Array]] = {"moments": [], "time_ids": [], "text": [], "text_2": []}
-    for index in share:
-        if outbox.stop.exists():
-            raise Stopped("stopped before the first step")
-        picture = captioned.picture(index, spec.resolution)
-        with eager():
-            moments = vae.encode(Tensor(picture.pixels[None]))[0].astype(ms.float32).asnumpy()[0]
-        trained_text = spec.method == "lora-te"
-        caption = captioned.captions[index]
-        text, text_2 = encoders.tokens(caption) if trained_text else encoders.encode(caption)
-        for name, row in zip(rows, (moments, picture.time_ids, text, text_2), strict=True):
-            rows[name].append(row)
-        outbox.beat(worker.rank)
-    root.mkdir(exist_ok=True)
-    for name, found in rows.items():
-        if found:
-            np.save(root / f"{name}-{worker.rank}.npy", np.stack(found))
-    (root / f"ready-{worker.rank}").touch()
-    # A worker that dies takes the others with it (msrun), so the wait needs no end of its own.
-    while not all((root / f"ready-{rank}").exists() for rank in range(worker.world)):
-        if outbox.ended():  # one was asked to stop before it was ready
-            raise Stopped("stopped before the first step")
-        time.sleep(POLL_SECONDS)
-        outbox.beat(worker.rank)
-    return Encoded(**{name: _gather(root, name, len(captioned.captions), worker) for name in rows})
-
-
-def _gather(root: Path, name: str, count: int, worker: Worker) -> Array:
-    parts = [
-        np.load(path, mmap_mode="r")
-        for path in (root / f"{name}-{rank}.npy" for rank in range(worker.world))
-        if path.exists()
-    ]
-    path = root / f"{name}-all-{worker.rank}.npy"
-    shape = (count, *parts[0].shape[1:])
-    everything = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
-        path, "w+", dtype=parts[0].dtype, shape=shape
+    gang = Gang.of(env, worker)
+    maker = _Maker(captioned, folder, kind, spec, gang)
+    cache = Cache.open(env, gang)
+    pictures, captions = _keys(captioned, folder, spec, env, gang)
+    views = len(maker.places(0)) * (2 if spec.flip else 1)
+    count = len(captioned.captions)
+    encoded = Encoded(
+        pictures=cache.shelve(pictures, SHARD * views, maker.pictures),
+        captions=cache.shelve(captions, SHARD, maker.captions),
+        count=count,
+        views=views,
     )
-    for rank, part in enumerate(parts):
-        everything[rank :: worker.world] = part
-    return np.asarray(everything)
+    tallies = gang.exchange("tally", asdict(cache.tally))
+    found, made, size = (sum(row[name] for row in tallies) for name in ("found", "made", "bytes"))
+    state = "hit" if not made else "miss" if not found else "part"
+    numbers = (state, found, made, views, size // count)
+    log.info("latents=%s shards_found=%d made=%d views=%d bytes_per_picture=%d", *numbers)
+    if long := encoded.captions.fact("long"):
+        told = (long, count, model.TOKENS)
+        log.warning("captions=long count=%d of=%d: what is past %d tokens is not read", *told)
+    return encoded
+
+
+@dataclass
+class _Maker:
+    """Computes shards; loads the frozen parts when the first one is missing."""
+
+    captioned: Captioned
+    folder: Path
+    kind: Any
+    spec: TrainSpec
+    gang: Gang
+
+    @cached_property
+    def vae(self) -> Any:
+        return model.load_vae(self.folder)
+
+    @cached_property
+    def encoders(self) -> model.TextEncoders:
+        return model.load_text_encoders(self.folder, self.kind)
+
+    @cached_property
+    def tokenizers(self) -> tuple[Any, Any]:
+        return model.load_tokenizers(self.folder)
+
+    def places(self, index: int) -> list[pixels.Place]:
+        """Return where the crops of a picture lie."""
+        if self.spec.crop == "centre":
+            return [pixels.CENTRE]
+        seed, numbers = self.spec.seed, range(self.spec.crops_per_picture)
+        return [draws.crop_place(seed, index, number) for number in numbers]
+
+    def pictures(self, shard: int) -> Shard:
+        """Return moments and time_ids of a shard's pictures, all views of one after another."""
+        moments, ids = [], []
+        for index in _samples(shard, len(self.captioned.captions)):
+            self.gang.go_on()
+            views = self.captioned.views(
+                index, self.spec.resolution, self.places(index), flip=self.spec.flip
+            )
+            for view in views:
+                with eager():
+                    found = self.vae.encode(Tensor(view.pixels[None]))[0].astype(ms.float32)
+                moments.append(pack(_bounded(found.asnumpy()[0]), self._moments_precision()))
+                ids.append(view.time_ids)
+        return Shard({"moments": np.stack(moments), "time_ids": np.stack(ids)})
+
+    def _moments_precision(self) -> Any:
+        # The VAE computes in fp32 whatever the run's precision, and its means need more digits
+        # than bf16 has.
+        return "fp32" if self.spec.precision == "fp32" else "fp16"
+
+    def captions(self, shard: int) -> Shard:
+        """Return embeddings, or token ids where the encoders are trained, of a shard's captions."""
+        rows, long = [], 0
+        for index in _samples(shard, len(self.captioned.captions)):
+            self.gang.go_on()
+            caption = self.captioned.captions[index]
+            long += model.is_long(self.tokenizers, caption)
+            if self.spec.method == "lora-te":
+                rows.append(model.token_ids(self.tokenizers, caption))
+            else:
+                text, pooled = self.encoders.encode(caption)
+                rows.append((pack(text, self.spec.precision), pack(pooled, self.spec.precision)))
+        text, text_2 = (np.stack(column) for column in zip(*rows, strict=True))
+        return Shard({"text": text, "text_2": text_2}, {"long": long})
+
+
+def _bounded(moments: Array) -> Array:
+    """Return moments [2C, h, w] with the log variance in the range that is used of it."""
+    mean, log_variance = np.split(moments, 2)
+    return np.concatenate([mean, np.clip(log_variance, -30.0, 20.0)])  # as diffusion.latents
+
+
+def _samples(shard: int, count: int) -> range:
+    return range(shard * SHARD, min(count, (shard + 1) * SHARD))
+
+
+def _keys(
+    captioned: Captioned, folder: Path, spec: TrainSpec, env: Environment, gang: Gang
+) -> tuple[list[str], list[str]]:
+    """Return the content keys of the pictures' shards and of the captions'."""
+    digests = Digests.open(env.cache / "digests", gang.worker.rank)
+    count = len(captioned.captions)
+
+    def shared(what: str, number: int, one: Callable[[int], str]) -> list[str]:
+        mine = []
+        for index in gang.share(number):
+            gang.go_on()
+            mine.append(one(index))
+        return gang.gather(what, mine, number)
+
+    trained_text = spec.method == "lora-te"
+    encoders = [] if trained_text else ["text_encoder", "text_encoder_2"]
+    needed = ["vae", "tokenizer", "tokenizer_2", *encoders]
+    files = [path for part in needed for path in _files(folder, part)]
+    weights = shared("weights", len(files), lambda index: digests.of(files[index]))
+    names = [path.relative_to(folder).as_posix() for path in files]
+    parts = dict(zip(names, weights, strict=True))
+    bytes_ = shared("pictures", count, lambda index: captioned.digest(index, digests))
+    digests.save()
+    here = Path(__file__).parent
+    machine = {
+        "sources": {name: sha256_of(here / name) for name in SOURCES},
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        # A number of cores changes the last bits (measured); so do kinds of device.
+        "device": [env.device, platform.machine()],
+        "cores": len(os.sched_getaffinity(0)) if env.device == "CPU" else 0,
+    }
+    of_pictures = {
+        **machine,
+        "vae": {name: digest for name, digest in parts.items() if name.startswith("vae/")},
+        "resolution": spec.resolution,
+        "bytes": 4 if spec.precision == "fp32" else 2,
+        "crop": [spec.crop, spec.flip, spec.crops_per_picture],
+    }
+    of_captions = {
+        **machine,
+        "text": {name: digest for name, digest in parts.items() if not name.startswith("vae/")},
+        "precision": "ids" if trained_text else spec.precision,
+    }
+    pictures, captions = [], []
+    for shard in range(-(-count // SHARD)):
+        rows = _samples(shard, count)
+        drawn = [spec.seed, rows[0]] if spec.crop == "random" else None
+        own = {"pictures": [bytes_[index] for index in rows], "drawn": drawn}
+        pictures.append(content_key(of_pictures | own))
+        captions.append(
+            content_key(of_captions | {"captions": [captioned.captions[index] for index in rows]})
+        )
+    return pictures, captions
+
+
+def _files(folder: Path, part: str) -> list[Path]:
+    """Return the files of one part of a pipeline, in order of name.
+
+    Raises:
+        BadSpec: there are none.
+    """
+    found = sorted(path for path in (folder / part).rglob("*") if path.is_file())
+    if not found:
+        raise BadSpec(f"model {folder}: has no {part}")
+    return found

@@ -126,6 +126,36 @@ def _frozen(cell: nn.Cell) -> nn.Cell:
     return cell
 
 
+def load_tokenizers(folder: Path) -> tuple[Any, Any]:
+    """Return both tokenizers of a pipeline folder."""
+    from transformers import CLIPTokenizer
+
+    first, second = (
+        CLIPTokenizer.from_pretrained(str(folder), subfolder=name)
+        for name in ("tokenizer", "tokenizer_2")
+    )
+    return first, second
+
+
+def token_ids(
+    tokenizers: tuple[Any, Any], text: str
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Return the token ids for each encoder, [77] each; longer captions are cut."""
+    first, second = (
+        np.asarray(
+            tokenizer(text, padding="max_length", max_length=TOKENS, truncation=True).input_ids,
+            np.int32,
+        )
+        for tokenizer in tokenizers
+    )
+    return first, second
+
+
+def is_long(tokenizers: tuple[Any, Any], text: str) -> bool:
+    """Say whether a caption has more tokens, marks included, than the encoders read."""
+    return any(len(tokenizer(text, verbose=False).input_ids) > TOKENS for tokenizer in tokenizers)
+
+
 @dataclass(frozen=True, slots=True)
 class TextEncoders:
     """Both tokenizers and both encoders."""
@@ -135,14 +165,7 @@ class TextEncoders:
 
     def tokens(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Return the token ids for each encoder, [77] each; longer captions are cut."""
-        first, second = (
-            np.asarray(
-                tokenizer(text, padding="max_length", max_length=TOKENS, truncation=True).input_ids,
-                np.int32,
-            )
-            for tokenizer in self.tokenizers
-        )
-        return first, second
+        return token_ids(self.tokenizers, text)
 
     def encode(self, text: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return embeddings [77, d] and pooled embedding [p] of one caption, fp32."""
@@ -161,16 +184,11 @@ class TextEncoders:
 def load_text_encoders(folder: Path, kind: Any) -> TextEncoders:
     """Return tokenizers and encoders with weights of type `kind`, frozen."""
     from mindone.transformers import CLIPTextModel, CLIPTextModelWithProjection
-    from transformers import CLIPTokenizer
 
-    tokenizers = tuple(
-        CLIPTokenizer.from_pretrained(str(folder), subfolder=name)
-        for name in ("tokenizer", "tokenizer_2")
-    )
     first = CLIPTextModel.from_pretrained(
         str(folder), subfolder="text_encoder", mindspore_dtype=kind
     )
     second = CLIPTextModelWithProjection.from_pretrained(
         str(folder), subfolder="text_encoder_2", mindspore_dtype=kind
     )
-    return TextEncoders((tokenizers[0], tokenizers[1]), (_frozen(first), _frozen(second)))
+    return TextEncoders(load_tokenizers(folder), (_frozen(first), _frozen(second)))

@@ -53,6 +53,12 @@ class TrainSpec(Frozen):
     """Column that holds the caption."""
     resolution: int = Field(1024, ge=32, le=2048, multiple_of=8)
     """Side of the square training picture in pixels; memory and time grow with its square."""
+    crop: Literal["centre", "random"] = "centre"
+    """Which square of a picture is seen: its centre, or places drawn from the seed."""
+    crops_per_picture: int = Field(1, ge=1, le=64)
+    """Places drawn for each picture; each is encoded once, and each sample draws one of them."""
+    flip: bool = False
+    """Whether mirror images are seen as often as the pictures themselves."""
     batch_size: int = Field(1, ge=1, le=256)
     """Pictures per NPU and step; the global batch is this times the number of NPUs."""
     steps: int = Field(10_000, ge=1)
@@ -83,6 +89,12 @@ class TrainSpec(Frozen):
     """Steps between validation pictures; 0 paints at the end only."""
     validation_steps: int = Field(30, ge=1, le=1000)
     """Denoising steps of a validation picture."""
+
+    @model_validator(mode="after")
+    def _crops_differ(self) -> TrainSpec:
+        if self.crop == "centre" and self.crops_per_picture > 1:
+            raise ValueError("crops_per_picture is set and crop is centre; set crop to random")
+        return self
 
 
 class PromptRow(Frozen):

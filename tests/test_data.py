@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from PIL import Image
 
 from jobs import data
+from jobs.digests import Digests
 from jobs.environment import Environment
 from jobs.errors import BadData, BadSpec, Unavailable
 from jobs.specs import TrainSpec
@@ -62,7 +65,7 @@ def test_parquet(folder: Path, env: Environment, tmp_path: Path) -> None:
     table.to_parquet(str(tmp_path / "set.parquet"))
     found = load(tmp_path / "set.parquet", env)
     assert found.captions == CAPTIONS
-    assert np.array_equal(found.picture(1, 64).pixels, load(folder, env).picture(1, 64).pixels)
+    assert np.array_equal(found.views(1, 64)[0].pixels, load(folder, env).views(1, 64)[0].pixels)
 
 
 def test_tiny_is_drawn(env: Environment) -> None:
@@ -76,7 +79,7 @@ def test_a_picture_is_scaled_cropped_and_described(tmp_path: Path, env: Environm
     wide[:, 100:] = 255
     Image.fromarray(wide).save(tmp_path / "wide.png")
     (tmp_path / "wide.txt").write_text("half black, half white")
-    picture = load(tmp_path, env).picture(0, 50)
+    picture = load(tmp_path, env).views(0, 50)[0]
     assert picture.pixels.shape == (3, 50, 50)
     assert picture.pixels[:, :, :20].max() == -1.0
     assert picture.pixels[:, :, 30:].min() == 1.0
@@ -87,7 +90,7 @@ def test_a_picture_is_scaled_cropped_and_described(tmp_path: Path, env: Environm
 def test_a_very_long_picture_fits_into_memory(tmp_path: Path, env: Environment) -> None:
     Image.new("RGB", (2, 20000), "red").save(tmp_path / "long.png")
     (tmp_path / "long.txt").write_text("a red line")
-    picture = load(tmp_path, env).picture(0, 512)
+    picture = load(tmp_path, env).views(0, 512)[0]
     assert picture.pixels.shape == (3, 512, 512)
     assert picture.time_ids.tolist()[:2] == [20000, 2]
 
@@ -97,7 +100,7 @@ def test_greyscale_and_alpha_become_rgb(tmp_path: Path, env: Environment) -> Non
         Image.new(mode, (32, 32)).save(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.txt").write_text("x")
     found = load(tmp_path, env)
-    assert all(found.picture(i, 32).pixels.shape == (3, 32, 32) for i in range(3))
+    assert all(found.views(i, 32)[0].pixels.shape == (3, 32, 32) for i in range(3))
 
 
 def test_a_broken_picture_is_named(folder: Path, env: Environment) -> None:
@@ -105,8 +108,50 @@ def test_a_broken_picture_is_named(folder: Path, env: Environment) -> None:
     for wreck in (whole[:100], b"", b"not a picture"):
         (folder / "00001.png").write_bytes(wreck)
         with pytest.raises(BadData, match=r"00001\.png: cannot be read as a picture") as caught:
-            load(folder, env).picture(1, 64)
+            load(folder, env).views(1, 64)
         assert "\n" not in str(caught.value)
+
+
+def test_a_digest_is_of_the_bytes_wherever_they_lie(
+    folder: Path, env: Environment, tmp_path: Path
+) -> None:
+    import datasets
+
+    table = datasets.Dataset.from_dict({"image": [str(folder / "00001.png")], "text": ["x"]})
+    table.cast_column("image", datasets.Image()).to_parquet(str(tmp_path / "set.parquet"))
+    digests = Digests.open(tmp_path / "digests", 0)
+    expected = hashlib.sha256((folder / "00001.png").read_bytes()).hexdigest()
+    assert load(folder, env).digest(1, digests) == expected
+    assert load(tmp_path / "set.parquet", env).digest(0, digests) == expected
+    found = load(folder, env)
+    (folder / "00001.png").unlink()
+    with pytest.raises(BadData, match=r"00001\.png: cannot be read \(No such file"):
+        found.digest(1, digests)
+
+
+def test_digests_are_remembered_until_the_file_changes(tmp_path: Path) -> None:
+    path, memory = tmp_path / "weights", tmp_path / "digests"
+    path.write_bytes(b"old")
+    os.utime(path, ns=(10**18, 10**18))
+
+    def digest() -> str:
+        digests = Digests.open(memory, 0)
+        found = digests.of(path)
+        digests.save()
+        return found
+
+    assert digest() == digest() == hashlib.sha256(b"old").hexdigest()
+    facts = path.stat()
+    path.write_bytes(b"lie")  # same size and time: remembered, which shows that it is
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert digest() == hashlib.sha256(b"old").hexdigest()
+    os.utime(path, ns=(10**18, 10**18 + 1))
+    assert digest() == hashlib.sha256(b"lie").hexdigest()
+    path.write_bytes(b"new")  # just now, so not remembered
+    assert digest() == hashlib.sha256(b"new").hexdigest()
+    assert json.loads((memory / "0.json").read_text()) == {}
+    (memory / "0.json").write_text("[broken")
+    assert digest() == hashlib.sha256(b"new").hexdigest()
 
 
 def test_faults_of_a_folder_are_named(folder: Path, env: Environment) -> None:
