@@ -14,11 +14,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from jobs import commits, layout, specs
 from jobs.environment import Environment
-from jobs.errors import BadData, PicturesFailed, Unavailable
+from jobs.errors import BadData, BadSpec, PicturesFailed, Unavailable
 from jobs.outbox import Outbox, write_whole
 from jobs.stores import Refused, Store, open_store
 from jobs.sync import Uploader, abort_uploads
@@ -31,6 +31,8 @@ STALE = (
     "done", "uploader-reason", "sending", "upload-rate.json", "store-away",
 )  # fmt: skip
 """What an attempt writes into its work directory and the next one must not find."""
+SHOWN = 20
+"""Lines that one reason names."""
 OWNER = "owner.json"
 """The claim of the attempt that last used the work directory."""
 
@@ -174,6 +176,7 @@ def _restore(attempt: Attempt) -> None:
     """Fetch the state to go on from, and the metrics up to it."""
     attempt.restored = attempt.progress()
     if attempt.spec.kind != "train":
+        _refuse_strangers(attempt)
         return
     attempt.restored = _restore_checkpoint(attempt)
     try:
@@ -187,6 +190,20 @@ def _restore(attempt: Attempt) -> None:
             step = row.get("step") if isinstance(row, dict) else None
             if isinstance(step, int) and step <= attempt.restored:
                 attempt.outbox.append(layout.METRICS, row)
+
+
+def _refuse_strangers(attempt: Attempt) -> None:
+    """Make sure that the pictures there are this run's own.
+
+    Raises:
+        BadSpec: this is its first attempt, and there are some.
+    """
+    prefix = layout.key(attempt.env.run, layout.IMAGES, "")
+    if attempt.claim.epoch == 1 and next(iter(attempt.store.list(prefix)), None) is not None:
+        raise BadSpec(
+            f"run {attempt.env.run!r}: {attempt.store.url}/{prefix} holds pictures of another run; "
+            "choose another name"
+        )
 
 
 def _restore_checkpoint(attempt: Attempt) -> int:
@@ -243,7 +260,21 @@ def finished(attempt: Attempt) -> bool:
         return False
     except ValueError:
         return False  # damaged: what it is made of is still there
-    failed = result.get("failed") if isinstance(result, dict) else None
-    if failed:
-        raise PicturesFailed(f"pictures of lines {', '.join(map(str, failed))} could not be made")
+    if isinstance(result, dict) and result.get("failed"):
+        raise PicturesFailed(failed_words(result))
     return True
+
+
+def failed_words(result: dict[str, Any]) -> str:
+    """Return `997 of 1,000 pictures; 3 failed: lines 4, 9, 17 (why)` for a result."""
+    failures = [row for row in result.get("failures") or () if isinstance(row, dict)]
+    lines = [str(line) for line in result["failed"]]
+    more = f" and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
+    reasons = "; ".join(dict.fromkeys(str(row.get("reason")) for row in failures))
+    told = f" ({reasons})" if reasons else ""
+    counts = [result.get(key) for key in ("pictures", "asked")]
+    there = " of ".join(f"{count:,}" if isinstance(count, int) else "?" for count in counts)
+    return (
+        f"{there} pictures; {len(failures) or len(lines)} failed: "
+        f"lines {', '.join(lines[:SHOWN])}{more}{told}"
+    )

@@ -9,20 +9,48 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+import re
 import time
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
-import numpy as np
-
-from jobs import commits, graphs, layout, lora, model, pictures, sampling
+from jobs import batches, commits, graphs, layout, lora, model, pictures, recipes, sampling
+from jobs.batches import Batch, Request
+from jobs.developing import Developer
 from jobs.environment import Environment, Worker
-from jobs.errors import BadData, BadSpec, PicturesFailed, Stopped
+from jobs.errors import BadData, BadSpec, Stopped
 from jobs.outbox import Outbox
+from jobs.prompts import from_json_lines
+from jobs.schedules import CLASSES
 from jobs.specs import InferSpec, PromptRow
 from jobs.stores import Store, open_store, sha256_of
 
 log = logging.getLogger("jobs.infer")
+
+NO_MEMORY = re.compile(
+    r"out of memory|memory (is not|isn.t|not) enough|(alloc|malloc)\w*\b.*\bfail|fail\w* to alloc",
+    re.IGNORECASE,
+)
+"""What MindSpore and CANN say when a device has no room; they raise RuntimeError for all."""
+SHOWN = 20
+"""Lines that one log line names."""
+
+
+@dataclass
+class Session:
+    """What the batches of one worker share."""
+
+    painter: sampling.Painter
+    spec: InferSpec
+    outbox: Outbox
+    worker: Worker
+    developer: Developer
+    common: dict[str, object]
+    """Of every recipe: model, LoRA and what else the pictures' rows do not say."""
+    painted: int = 0
+    failures: list[dict[str, object]] = field(default_factory=list)
 
 
 def run(env: Environment, spec: InferSpec, worker: Worker) -> None:
@@ -35,56 +63,106 @@ def run(env: Environment, spec: InferSpec, worker: Worker) -> None:
     kind = model.dtype(spec.precision, env.device)
     folder = model.locate(spec.model, spec.model_revision, env)
     rows = prompts(spec, store)
-    started = time.monotonic()
-    painter = sampling.Painter(
-        folder, kind, width=spec.width, height=spec.height, batch=spec.batch_size
-    )
-    if spec.lora:
-        weights, step = read_lora(spec, store, env)
-        count = painter.set_lora(weights, spec.lora_weight)
-        log.info("lora=%s step=%d weight=%g modules=%d", spec.lora, step, spec.lora_weight, count)
-    constants = {
-        name: getattr(spec, name) for name in ("precision", "width", "height", "batch_size")
-    }
+    plan = batches.plan(rows, spec)
+    mine = batches.share(plan, worker.rank, worker.world)
+    shapes = batches.sizes(mine) or [(spec.width, spec.height)]
+    width, height = shapes[0]
+    painter = sampling.Painter(folder, kind, width=width, height=height, batch=spec.batch_size)
+    step = merge_lora(painter, spec, store, env) if spec.lora else None
+    check_settings(painter, mine)
+    start_s, began = age(), time.monotonic()
+    constants: dict[str, object] = {"precision": spec.precision, "batch_size": spec.batch_size}
     constants |= {part: model.config(folder, part) for part in ("unet", "vae")}
-    cache = graphs.open_cache("infer", env, worker, constants)
-    painter.compile()
+    cache = graphs.open_cache("infer", env, worker, {**constants, "sizes": shapes})
+    painter.compile(shapes)
     cache.publish()
-    compile_s = time.monotonic() - started
-    log.info("compile_s=%.1f prompts=%d images=%d", compile_s, len(rows), spec.images)
+    compile_s = time.monotonic() - began
+    asked = sum(len(batch.pictures) for batch in plan)
+    told = (compile_s, 2 * len(shapes), " ".join(f"{w}x{h}" for w, h in shapes))
+    log.info("compile_s=%.1f graphs=%d sizes=%s", *told)
+    cut = tell_cut(painter, rows, spec)
+    log.info("prompts=%d pictures=%d batches=%d mine=%d", len(rows), asked, len(plan), len(mine))
 
+    given = recipes.recipe({}, spec, as_submitted(store, env.run, spec), step)
+    session = Session(painter, spec, outbox, worker, Developer(outbox, 2 * spec.batch_size), given)
     done = already_done(store, env.run)
-    plan = list(batches(rows, spec))
-    todo = [
-        batch
-        for batch in plan[worker.rank :: worker.world]
-        if any((request.line, request.image) not in done for request in batch)
-    ]
-    failed: list[int] = []
-    painted, began = 0, time.monotonic()
-    for batch in todo:
-        if outbox.stop.exists():
-            raise Stopped("stopped between two batches")
-        bad = paint(painter, batch, spec, outbox, worker, done)
-        painted += sum((r.line, r.image) not in done for r in batch) - len(bad)
-        failed += bad
-        log.info("painted=%d of=%d workers=%d", painted, sum(map(len, todo)), worker.world)
-    summary = {
-        "painted": painted,
-        "asked": len(rows) * spec.images,
-        "failed": failed,
-        "seconds": time.monotonic() - began,
-        "compile_s": compile_s,
+    left = [batch for batch in (b.without(done) for b in mine) if batch.pictures]
+    began = time.monotonic()
+    try:
+        for batch in left:
+            if outbox.stop.exists():
+                raise Stopped("stopped between two batches")
+            paint(session, batch)
+            count = sum(len(b.pictures) for b in left)
+            log.info("painted=%d of=%d workers=%d", session.painted, count, worker.world)
+    finally:
+        session.developer.finish()
+    seconds = time.monotonic() - began
+    times = {"start_s": start_s, "compile_s": compile_s, "seconds": seconds}
+    outbox.summarise(worker.rank, {**summary(session), **times, "asked": asked, "cut": cut})
+
+
+def summary(session: Session) -> dict[str, object]:
+    """Return what this worker has done, and where its time went."""
+    painter = session.painter
+    return {
+        "painted": session.painted,
+        "failures": session.failures,
+        "split": {**painter.seconds, "encode": session.developer.seconds},
+        "steps": painter.step_seconds,
     }
-    outbox.summarise(worker.rank, summary)
-    if failed:
-        # Left as a reason, not raised: msrun would kill the workers that still paint.
-        lines = ", ".join(str(line) for line in sorted(set(failed)))
-        outbox.fail(
-            worker.rank,
-            PicturesFailed.code,
-            f"pictures of lines {lines} are not a number; choose a wider precision",
-        )
+
+
+def age() -> float:
+    """Return how long this process has lived, in seconds."""
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+
+
+def merge_lora(painter: sampling.Painter, spec: InferSpec, store: Store, env: Environment) -> int:
+    """Merge the LoRA that the spec names, and return its step."""
+    weights, step = read_lora(spec, store, env)
+    count = painter.set_lora(weights, spec.lora_weight)
+    log.info("lora=%s step=%d weight=%g modules=%d", spec.lora, step, spec.lora_weight, count)
+    return step
+
+
+def check_settings(painter: sampling.Painter, mine: Sequence[Batch]) -> None:
+    """Make sure of every sampler and size before minutes are spent on compiling.
+
+    Raises:
+        BadSpec: a scheduler does not fit the model, or a size is no multiple of its latents'.
+    """
+    for scheduler, steps in dict.fromkeys((batch.scheduler, batch.steps) for batch in mine):
+        painter.table(scheduler, steps)
+    for width, height in batches.sizes(mine):
+        if width % painter.factor or height % painter.factor:
+            raise BadSpec(
+                f"size {width}x{height}: this model wants multiples of {painter.factor}"
+            )
+
+
+def tell_cut(painter: sampling.Painter, rows: Iterable[PromptRow], spec: InferSpec) -> int:
+    """Count the prompts whose end the encoders do not read, and warn of them."""
+    # A token is a byte at least, and two are taken by the marks of beginning and end.
+    texts = [(row.line, text) for row in rows for text in (row.prompt, row.negative) if text]
+    texts += [(0, spec.negative)] if spec.negative else []
+    long = [pair for pair in texts if len(pair[1].encode()) > model.TOKENS - 2]
+    lines = sorted({line for line, text in long if painter.cuts(text)})
+    if lines:
+        shown = ", ".join("all" if line == 0 else str(line) for line in lines[:SHOWN])
+        more = f" and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
+        log.warning("cut=%d prompts after %d tokens: lines %s%s", len(lines), model.TOKENS, shown,
+                    more)  # fmt: skip
+    return len(lines)
+
+
+def as_submitted(store: Store, run: str, spec: InferSpec) -> str:
+    """Return the model as it was given: the spec here may name this node's copy of it."""
+    try:
+        return str(json.loads(store.read(layout.key(run, layout.SPEC)))["spec"]["model"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return spec.model
 
 
 def prompts(spec: InferSpec, store: Store) -> tuple[PromptRow, ...]:
@@ -101,7 +179,7 @@ def prompts(spec: InferSpec, store: Store) -> tuple[PromptRow, ...]:
         raise BadData(f"prompts {spec.prompts.key}: not in the store {store.url}") from error
     if hashlib.sha256(raw).hexdigest() != spec.prompts.sha256:
         raise BadData(f"prompts {spec.prompts.key}: not the file that was submitted")
-    return tuple(PromptRow.model_validate_json(line) for line in raw.splitlines())
+    return from_json_lines(raw, f"prompts {spec.prompts.key}")
 
 
 def read_lora(
@@ -141,46 +219,75 @@ def already_done(store: Store, run: str) -> set[tuple[int, int]]:
     return {(row["line"], row["image"]) for row in map(json.loads, rows)}
 
 
-def batches(rows: Sequence[PromptRow], spec: InferSpec) -> Iterator[tuple[sampling.Request, ...]]:
-    """Yield the batches of the whole plan: the same whatever the number of workers or restarts."""
-    requests = (
-        sampling.Request(row.line, image, row.prompt, spec.negative, spec.seed)
-        for row in rows
-        for image in range(spec.images)
-    )
-    while batch := tuple(islice(requests, spec.batch_size)):
-        yield batch
-
-
-def paint(
-    painter: sampling.Painter,
-    batch: tuple[sampling.Request, ...],
-    spec: InferSpec,
-    outbox: Outbox,
-    worker: Worker,
-    done: set[tuple[int, int]],
-) -> list[int]:
-    """Paint a batch and hand over what is new in it; return the lines of pictures that failed."""
+def paint(session: Session, batch: Batch) -> None:
+    """Paint a batch and hand it over; a picture that fails is tried once more alone."""
     began = time.monotonic()
-    decoded = painter.paint(batch, steps=spec.steps, guidance=spec.guidance)
-    seconds = round((time.monotonic() - began) / len(batch), 3)
-    failed = []
-    for request, picture in zip(batch, decoded, strict=True):
-        if (request.line, request.image) in done:
+    found = painted(session.painter, batch)
+    seconds = round((time.monotonic() - began) / len(batch.pictures), 3)
+    for slot, request in enumerate(batch.slots):
+        if request is None:
             continue
-        if not np.isfinite(picture).all():
-            log.warning("failed line=%d image=%d: not a number", request.line, request.image)
-            failed.append(request.line)
+        picture, reason = found[slot]
+        if reason:
+            log.warning("again line=%d image=%d: %s", request.line, request.image, reason)
+            began = time.monotonic()
+            picture, reason = painted(session.painter, batch.alone(slot))[slot]
+            seconds = round(time.monotonic() - began, 3)
+        if picture is None or reason:
+            log.warning("failed line=%d image=%d: %s", request.line, request.image, reason)
+            failure = {"line": request.line, "image": request.image, "reason": reason}
+            session.failures.append(failure)
             continue
-        row = {
-            "line": request.line,
-            "image": request.image,
-            "prompt": request.prompt,
-            "seed": request.seed,
-            "worker": worker.rank,
-            "seconds": seconds,
-        }
-        png = pictures.to_png(pictures.to_pixels(picture))
-        outbox.picture(layout.picture_name(request.line, request.image), png, row)
-    outbox.beat(worker.rank)
-    return failed
+        hand_over(session, batch, slot, picture, seconds)
+        session.painted += 1
+    session.outbox.beat(session.worker.rank)
+
+
+def painted(painter: sampling.Painter, batch: Batch) -> list[tuple[sampling.Floats | None, str]]:
+    """Return, for each slot, the picture and what is wrong with it."""
+    try:
+        decoded = painter.paint(
+            batch.slots,
+            steps=batch.steps,
+            scheduler=batch.scheduler,
+            size=(batch.width, batch.height),
+        )
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not NO_MEMORY.search(str(error)):
+            raise
+        return [(None, "out of memory; lower batch_size or the size")] * len(batch.slots)
+    return [(picture, pictures.fault(picture)) for picture in decoded]
+
+
+def hand_over(
+    session: Session, batch: Batch, slot: int, picture: sampling.Floats, seconds: float
+) -> None:
+    """Give a picture to the thread that writes it, with its recipe and its manifest row."""
+    request = batch.slots[slot]
+    assert request is not None
+    settings = settings_of(session.painter, batch, slot, request)
+    texts = recipes.texts({**session.common, **settings})
+    row = {**settings, "worker": session.worker.rank, "seconds": seconds}
+    name = layout.picture_name(request.line, request.image)
+    session.developer.give(name, picture, texts, row)
+
+
+def settings_of(
+    painter: sampling.Painter, batch: Batch, slot: int, request: Request
+) -> dict[str, object]:
+    """Return all that decides a picture, beside model and LoRA."""
+    name = painter.table(batch.scheduler, batch.steps).name
+    return {
+        "line": request.line,
+        "image": request.image,
+        "prompt": request.prompt,
+        **({} if request.negative is None else {"negative": request.negative}),
+        "seed": request.seed,
+        "scheduler": {kind: short for short, kind in CLASSES.items()}.get(name, name),
+        "steps": batch.steps,
+        "guidance": request.guidance,
+        "guidance_rescale": request.rescale,
+        "width": batch.width,
+        "height": batch.height,
+        "slot": slot,
+    }

@@ -1,13 +1,15 @@
-"""Owns the way from noise to picture: two compiled graphs and the scheduler between them.
+"""Owns the way from noise to picture: two compiled graphs and the sampler between them.
 
-Must not read prompts or write files. The graphs are compiled at a fixed place in a program, the
-UNet's first, then the VAE's (see graphs). B pictures, h x w latent pixels.
+Must not read prompts or write files. The graphs are compiled at a fixed place in a program, for
+each size the UNet's first, then the VAE's (see graphs). B pictures, h x w latent pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +18,15 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from numpy.typing import NDArray
 
-from jobs import lora, model
-from jobs.draws import picture_noise
+from jobs import draws, lora, model, schedules
+from jobs.batches import Request as Request
+from jobs.batches import Size
 
 Floats = NDArray[np.float32]
+_Embedding = tuple[Floats, Floats]
 
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One picture that is asked for; the noise depends on seed, line and image alone."""
-
-    line: int
-    image: int
-    prompt: str
-    negative: str | None
-    seed: int
+REMEMBERED = 512
+"""Prompts whose embeddings are kept: at SDXL's size 630 KB each."""
 
 
 class Denoise(nn.Cell):  # type: ignore[misc]
@@ -49,13 +45,28 @@ class Denoise(nn.Cell):  # type: ignore[misc]
         pooled: Tensor,
         time_ids: Tensor,
         guidance: Tensor,
+        rescale: Tensor,
     ) -> Tensor:
-        """Return the guided prediction [B, 4, h, w] fp32; embeds [2B, 77, d], negatives first."""
+        """Return the guided prediction [B, 4, h, w] fp32; embeds [2B, 77, d], negatives first.
+
+        `guidance` and `rescale` are [B, 1, 1, 1]. The guided prediction's spread over a picture
+        is brought back to that of the prediction for the prompt alone, mixed by `rescale` (Lin et
+        al. 2023, arXiv 2305.08891, section 3.4, eqs. 15 and 16).
+        """
         twice = ops.cat([x, x]).astype(self.kind)  # [B, 4, h, w] -> [2B, 4, h, w]
         conditions = {"text_embeds": pooled.astype(self.kind), "time_ids": time_ids}
         out = self.unet(twice, timestep, embeds.astype(self.kind), added_cond_kwargs=conditions)[0]
         without, given = out.astype(ms.float32).chunk(2)
-        return without + guidance * (given - without)
+        guided = without + guidance * (given - without)
+        # The ratio of variances, and 1e-12 in it, so that a constant prediction stays a number.
+        ratio = ops.sqrt((_variance(given) + 1e-12) / (_variance(guided) + 1e-12))
+        return guided * (1.0 + rescale * (ratio - 1.0))
+
+
+def _variance(x: Tensor) -> Tensor:
+    """Return the variance over everything but the batch, [B, 1, 1, 1]."""
+    centred = x - x.mean((1, 2, 3), True)
+    return (centred * centred).mean((1, 2, 3), True)
 
 
 class Decode(nn.Cell):  # type: ignore[misc]
@@ -71,13 +82,13 @@ class Decode(nn.Cell):  # type: ignore[misc]
 
 
 class Painter:
-    """A loaded pipeline that paints batches of one shape."""
+    """A loaded pipeline that paints batches of one number of pictures."""
 
     def __init__(self, folder: Path, kind: Any, *, width: int, height: int, batch: int) -> None:
         vae = model.config(folder, "vae")
-        factor = 2 ** (len(vae["block_out_channels"]) - 1)
-        self.folder, self.batch = folder, batch
-        self.shape = (int(vae["latent_channels"]), height // factor, width // factor)
+        self.factor = 2 ** (len(vae["block_out_channels"]) - 1)
+        self.folder, self.batch, self.size = folder, batch, (width, height)
+        self.channels = int(vae["latent_channels"])
         self.scaling = float(vae["scaling_factor"])
         self.encoders = model.load_text_encoders(folder, kind)
         self.unet = model.load_unet(folder, kind)
@@ -86,12 +97,17 @@ class Painter:
         self.zero_negative = bool(
             model.config(folder, "").get("force_zeros_for_empty_prompt", True)
         )
-        ids = [height, width, 0, 0, height, width]
-        self.time_ids = Tensor(np.asarray([ids] * (2 * batch), np.float32))
         self.pristine: dict[str, Floats] = {}
+        self.tables: dict[tuple[str | None, int], schedules.Schedule] = {}
+        self.embeddings: dict[str, _Embedding] = {}
+        self.seconds: dict[str, float] = defaultdict(float)
+        """Time spent so far, by part: text, denoise, decode."""
+        self.step_seconds: dict[str, tuple[float, int]] = {}
+        """Time spent so far in the steps of each scheduler, and their number."""
 
     def set_lora(self, weights: Mapping[str, Floats], factor: float) -> int:
         """Make this the one LoRA in the weights, in place; return the number of modules."""
+        self.embeddings.clear()
         cells = {
             "unet": self.unet,
             "text_encoder": self.encoders.cells[0],
@@ -115,47 +131,134 @@ class Painter:
         for name, parameter in self.unet.parameters_and_names():
             parameter.set_data(Tensor(weights[f"unet.{name}"]).astype(parameter.dtype))
 
-    def compile(self) -> None:
-        """Compile both graphs, in their fixed order."""
-        self._paint([Request(1, 0, "", None, 0)] * self.batch, steps=1, guidance=1.0)
+    def compile(self, sizes: Sequence[Size] = ()) -> None:
+        """Compile both graphs for each size, in this order; without sizes for the first one."""
+        for size in sizes or (self.size,):
+            x = np.zeros((self.batch, *self._shape(size)), np.float32)
+            conditions = self._conditions([Request(1, 0, "", None, 0)] * self.batch)
+            self._predict(x, 0.0, (*conditions, *self._settings(size, [0.0] * self.batch, [])))
+            self._decoded(x)
+        self.seconds.clear()
 
-    def paint(self, requests: Sequence[Request], *, steps: int, guidance: float) -> Floats:
+    def paint(
+        self,
+        requests: Sequence[Request | None],
+        *,
+        steps: int,
+        guidance: float | None = None,
+        scheduler: str | None = None,
+        size: Size | None = None,
+    ) -> Floats:
         """Return pictures [len(requests), 3, H, W] in about -1..1.
 
-        A short batch is filled up with its last request: a picture's bits depend on its place in
-        a batch and on the batch's size, not on its neighbours (measured).
-        """
-        full = [*requests, *[requests[-1]] * (self.batch - len(requests))]
-        return self._paint(full, steps=steps, guidance=guidance)[: len(requests)]
+        Holes and the end of a short batch are filled up with the first request: a picture's bits
+        depend on its place in a batch and on the batch's size, not on its neighbours (measured).
 
-    def _paint(self, requests: Sequence[Request], *, steps: int, guidance: float) -> Floats:
-        embeds, pooled = self._conditions(requests)
-        scheduler = self._scheduler()
-        scheduler.set_timesteps(steps)
-        noise = np.stack([picture_noise(r.seed, r.line, r.image, self.shape) for r in requests])
-        x = Tensor(noise) * scheduler.init_noise_sigma
-        strength = Tensor(guidance, ms.float32)
-        for time in scheduler.timesteps:
-            step = Tensor(float(time), ms.float32)
-            scaled = scheduler.scale_model_input(x, time).astype(ms.float32)
-            predicted = self.denoise(scaled, step, embeds, pooled, self.time_ids, strength)
-            x = scheduler.step(predicted, time, x)[0]
-        decoded = self.decode(x.astype(ms.float32) / self.scaling)
+        Args:
+            requests: at most a batch; None is a hole, whose picture means nothing.
+            steps: denoising steps.
+            guidance: of all of them; none means each request's own.
+            scheduler: see schedules; none means the model's own.
+            size: width and height in pixels; none means the painter's.
+        """
+        size = size or self.size
+        filler = next(request for request in requests if request is not None)
+        full = [request or filler for request in requests]
+        full += [filler] * (self.batch - len(full))
+        scales = [r.guidance if guidance is None else guidance for r in full]
+        rescales = [r.rescale for r in full]
+        with _timed(self.seconds, "text"):
+            conditions = (*self._conditions(full), *self._settings(size, scales, rescales))
+        table = self.table(scheduler, steps)
+        shape = self._shape(size)
+        noise = np.stack([draws.picture_noise(r.seed, r.line, r.image, shape) for r in full])
+        began = time.monotonic()
+        latents = table.run(
+            noise,
+            lambda x, moment: self._predict(x, moment, conditions),
+            lambda step: np.stack([step_noise(r, step, shape) for r in full]),
+        )
+        self._count(table, time.monotonic() - began)
+        with _timed(self.seconds, "decode"):
+            return self._decoded(latents)[: len(requests)]
+
+    def cuts(self, text: str) -> bool:
+        """Say whether a text has more tokens, marks included, than the encoders read."""
+        return any(
+            len(tokenizer(text, verbose=False).input_ids) > model.TOKENS
+            for tokenizer in self.encoders.tokenizers
+        )
+
+    def table(self, scheduler: str | None, steps: int) -> schedules.Schedule:
+        """Return a sampler's table; it is read off mindone's scheduler once.
+
+        Raises:
+            BadSpec: the model's configuration and the scheduler do not fit.
+        """
+        key = (scheduler, steps)
+        if key not in self.tables:
+            found = model.config(self.folder, "scheduler")
+            self.tables[key] = schedules.read_off(schedules.configured(scheduler, found), steps)
+        return self.tables[key]
+
+    def _count(self, table: schedules.Schedule, seconds: float) -> None:
+        self.seconds["denoise"] += seconds
+        before, steps = self.step_seconds.get(table.name, (0.0, 0))
+        self.step_seconds[table.name] = (before + seconds, steps + len(table.steps))
+
+    def _shape(self, size: Size) -> tuple[int, int, int]:
+        return self.channels, size[1] // self.factor, size[0] // self.factor
+
+    def _settings(
+        self, size: Size, guidance: Sequence[float], rescale: Sequence[float]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        width, height = size
+        ids = np.asarray([[height, width, 0, 0, height, width]] * (2 * self.batch), np.float32)
+        columns = (
+            np.asarray(values or [0.0] * self.batch, np.float32).reshape(-1, 1, 1, 1)
+            for values in (guidance, rescale)
+        )
+        return (Tensor(ids), *map(Tensor, columns))
+
+    def _predict(self, x: Floats, moment: float, conditions: tuple[Tensor, ...]) -> Floats:
+        out = self.denoise(Tensor(x), Tensor(moment, ms.float32), *conditions)
+        return np.asarray(out.asnumpy(), np.float32)
+
+    def _decoded(self, latents: Floats) -> Floats:
+        decoded = self.decode(Tensor(latents / np.float32(self.scaling)))
         return np.asarray(decoded.asnumpy(), np.float32)
 
     def _conditions(self, requests: Sequence[Request]) -> tuple[Tensor, Tensor]:
-        given = [self.encoders.encode(request.prompt) for request in requests]
+        given = [self._embedding(request.prompt) for request in requests]
         without = []
         for request, (embeds, pooled) in zip(requests, given, strict=True):
             if request.negative is None and self.zero_negative:
                 without.append((np.zeros_like(embeds), np.zeros_like(pooled)))
             else:
-                without.append(self.encoders.encode(request.negative or ""))
+                without.append(self._embedding(request.negative or ""))
         rows = without + given
         return Tensor(np.stack([e for e, _ in rows])), Tensor(np.stack([p for _, p in rows]))
 
-    def _scheduler(self) -> Any:
-        import mindone.diffusers as diffusers
+    def _embedding(self, text: str) -> _Embedding:
+        """Return a text's embeddings; the newest ones are kept."""
+        found = self.embeddings.pop(text, None) or self.encoders.encode(text)
+        self.embeddings[text] = found  # behind the others: what was not used for long goes first
+        if len(self.embeddings) > REMEMBERED:
+            del self.embeddings[next(iter(self.embeddings))]
+        return found
 
-        found = model.config(self.folder, "scheduler")
-        return getattr(diffusers, found["_class_name"]).from_config(found)
+
+def step_noise(request: Request, step: int, shape: tuple[int, ...]) -> Floats:
+    """Return what a sampler adds to a picture after a step (from 0), fp32.
+
+    The first noise's own stream has 0 at the third place (draws.picture_noise).
+    """
+    place = (request.line, request.image, step + 1)
+    return draws.generator(request.seed, draws.PICTURE, *place).standard_normal(shape, np.float32)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    seconds[part] += time.monotonic() - began

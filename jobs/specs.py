@@ -8,27 +8,20 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
+from jobs.documents import Frozen as Frozen
+from jobs.documents import Precision as Precision
+from jobs.documents import problems as problems
 from jobs.errors import BadSpec
+from jobs.inferspec import InferSpec as InferSpec
+from jobs.inferspec import PromptFile as PromptFile
+from jobs.inferspec import PromptRow as PromptRow
 
 Method = Literal["vanilla", "lora", "lora-te"]
-Precision = Literal["fp16", "bf16", "fp32"]
 
 INLINE_PROMPT_BYTES = 64 * 1024
 """Prompts past this travel through the store: Linux limits one environment string to 128 KiB."""
-
-
-class Frozen(BaseModel):
-    """Immutable; an unknown key is an error, never a silent no-op."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-    )
 
 
 class TrainSpec(Frozen):
@@ -97,84 +90,8 @@ class TrainSpec(Frozen):
         return self
 
 
-class PromptRow(Frozen):
-    """One line of a prompt file."""
-
-    line: int = Field(ge=1)
-    """Line number in the file, from 1; part of the identity of the picture's noise."""
-    prompt: str = Field(min_length=1)
-    """The text."""
-
-
-class PromptFile(Frozen):
-    """Prompts that are too long for the spec and wait in the store."""
-
-    key: str = Field(pattern=r"^cache/prompts/[0-9a-f]{64}\.jsonl$")
-    """Key in the store, relative to its root; JSON lines of PromptRow."""
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    """Digest of those bytes; a file that differs is refused."""
-
-
-class InferSpec(Frozen):
-    """Paint every prompt of a file with Stable Diffusion XL."""
-
-    kind: Literal["infer"] = "infer"
-    precision: Precision = "fp16"
-    """Type of weights and activations; the VAE decodes in fp32 all the same."""
-    model: str = Field("stabilityai/stable-diffusion-xl-base-1.0", min_length=1)
-    """Pipeline folder, hub id, or `tiny` for the small SDXL that ships."""
-    model_revision: str = Field("main", min_length=1)
-    """Revision of a hub model; ignored for folders."""
-    lora: str | None = Field(None, pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
-    """Name of a training run in the same store whose LoRA is merged into the weights."""
-    lora_step: int | None = Field(None, ge=1)
-    """Committed step of that run; none means its newest at the start of the job."""
-    lora_weight: float = Field(1.0, ge=-10, le=10)
-    """Factor on the LoRA's update; 0 paints with the base model."""
-    prompts: tuple[PromptRow, ...] | PromptFile
-    """The rows themselves, or where they wait in the store."""
-    negative: str | None = None
-    """What the pictures should not show; none means zero embeddings, as SDXL's pipeline does."""
-    images: int = Field(1, ge=1, le=1000)
-    """Pictures per prompt."""
-    steps: int = Field(30, ge=1, le=1000)
-    """Denoising steps per picture."""
-    guidance: float = Field(7.5, ge=1, le=100)
-    """Classifier-free guidance scale; 1 switches guidance off in effect."""
-    width: int = Field(1024, ge=32, le=4096, multiple_of=8)
-    """Width of a picture in pixels."""
-    height: int = Field(1024, ge=32, le=4096, multiple_of=8)
-    """Height of a picture in pixels."""
-    batch_size: int = Field(1, ge=1, le=64)
-    """Pictures per UNet call; part of a picture's bits, so it belongs to the spec."""
-    seed: int = Field(0, ge=0, lt=2**63)
-    """With the line and the image number it alone decides a picture's noise."""
-
-    @model_validator(mode="after")
-    def _has_prompts(self) -> InferSpec:
-        if isinstance(self.prompts, tuple) and not self.prompts:
-            raise ValueError("there is no prompt")
-        if self.lora is None and self.lora_step is not None:
-            raise ValueError("lora_step is set and lora is not")
-        return self
-
-
 Spec = TrainSpec | InferSpec
 _SPEC: TypeAdapter[Spec] = TypeAdapter(Annotated[Spec, Field(discriminator="kind")])
-
-
-def problems(error: ValidationError) -> str:
-    """Return pydantic's findings on one line: `key: what is wrong; key: what is wrong`."""
-    rows = []
-    for item in error.errors(include_url=False):
-        where = ".".join(str(part) for part in item["loc"] if part not in ("train", "infer"))
-        what = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            what = "unknown key"
-        elif item["type"] != "missing":
-            what = f"{what}, not {item['input']!r:.80}" if where else what
-        rows.append(f"{where or 'spec'}: {what}")
-    return "; ".join(rows)
 
 
 def parse(document: dict[str, object]) -> Spec:

@@ -13,6 +13,7 @@ import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from jobs import layout
 from jobs.attempt import Attempt, finished
@@ -34,22 +35,74 @@ def conclude(attempt: Attempt) -> None:
         return
     result: dict[str, object] = {"run": attempt.env.run, **found[0]}
     if attempt.spec.kind == "infer":
-        seconds = max(row["seconds"] for row in found)
-        painted = sum(row["painted"] for row in found)
-        result = {
-            "kind": "infer",
-            "run": attempt.env.run,
-            "pictures": attempt.restored + painted,
-            "asked": found[0]["asked"],
-            "failed": sorted(line for row in found for line in row["failed"]),
-            "compile_s": round(max(row["compile_s"] for row in found), 1),
-            "s_per_picture": round(seconds / painted, 3) if painted else None,
-            "img_s": round(painted / seconds, 3) if painted else None,
-        }
+        result = painted(attempt.env.run, attempt.restored, found)
     elif result.get("loss") is None:  # this attempt found every step done: the one before told
         row = _last_row(attempt.outbox.root / layout.METRICS)
         result |= {key: row.get(key) for key in ("loss", "ms_per_step", "img_s")}
     write_whole(attempt.outbox.root / layout.RESULT, json.dumps(result, indent=1).encode())
+
+
+def painted(run: str, restored: int, found: list[dict[str, Any]]) -> dict[str, object]:
+    """Return the result of an inference run of its workers' summaries.
+
+    Args:
+        run: its name.
+        restored: pictures that earlier attempts have committed.
+        found: the summaries.
+
+    Raises:
+        JobError: pictures are neither there nor known to have failed.
+    """
+    count = sum(row["painted"] for row in found)
+    failures = sorted(
+        (row for part in found for row in part["failures"]),
+        key=lambda row: (row["line"], row["image"]),
+    )
+    asked = found[0]["asked"]
+    if restored + count + len(failures) != asked:
+        raise JobError(
+            f"pictures: {restored} were there, {count} were painted, {len(failures)} failed, and "
+            f"{asked} were asked for"
+        )
+    seconds = max(row["seconds"] for row in found)
+    before = max(row["start_s"] + row["compile_s"] for row in found)
+    return {
+        "kind": "infer",
+        "run": run,
+        "pictures": restored + count,
+        "asked": asked,
+        "failed": sorted({row["line"] for row in failures}),
+        "failures": failures,
+        "cut_prompts": found[0]["cut"],
+        "compile_s": round(max(row["compile_s"] for row in found), 1),
+        "s_per_picture": round(seconds / count, 3) if count else None,
+        "img_s": round(count / seconds, 3) if count else None,
+        "img_s_overall": round(count / (before + seconds), 3) if count else None,
+        "s_per_step": _step_seconds(found),
+        "split_s": _split(found),
+    }
+
+
+def _split(found: list[dict[str, Any]]) -> dict[str, float]:
+    """Return where the time went: start and compile of the slowest worker, the rest on average.
+
+    `encode` goes on beside the rest; what is missing to `painting` was waiting.
+    """
+    slowest = {name: max(row[f"{name}_s"] for row in found) for name in ("start", "compile")}
+    names = sorted({name for row in found for name in row["split"]})
+    mean = {name: sum(row["split"].get(name, 0.0) for row in found) / len(found) for name in names}
+    whole = {"painting": max(row["seconds"] for row in found)}
+    return {name: round(value, 2) for name, value in (slowest | mean | whole).items()}
+
+
+def _step_seconds(found: list[dict[str, Any]]) -> dict[str, float]:
+    """Return seconds per denoising step of a batch, by scheduler, as the reference's column."""
+    total: dict[str, tuple[float, int]] = {}
+    for row in found:
+        for name, (seconds, steps) in row["steps"].items():
+            before = total.get(name, (0.0, 0))
+            total[name] = (before[0] + seconds, before[1] + steps)
+    return {name: round(seconds / steps, 4) for name, (seconds, steps) in sorted(total.items())}
 
 
 def _last_row(metrics: Path) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Owns what a submission reads besides its spec: prompt files, the LoRA it names, local paths.
+"""Owns what a submission reads besides its spec: prompts, a picture's recipe, LoRA, local paths.
 
 Must not decide where a run goes.
 """
@@ -15,17 +15,17 @@ from pathlib import Path
 
 from jobs import layout
 from jobs.access import Access
-from jobs.errors import BadData
-from jobs.prompts import parse, to_json_lines
-from jobs.specs import INLINE_PROMPT_BYTES, PromptFile, PromptRow
+from jobs.errors import BadData, BadSpec
+from jobs.prompts import form_of, parse, selection, to_json_line
+from jobs.specs import INLINE_PROMPT_BYTES, InferSpec, PromptFile, PromptRow
 from jobs.stores import FileStore, Store
 from launcher import records, storage
 from launcher.backends.localrun import make_folders
 from launcher.errors import Misconfigured, NotFound, Usage
 
 STDIN = "-"
-LARGEST_PROMPT_FILE = 16 * 1024 * 1024
-"""Bytes. Some 200,000 prompts; past that it is more likely that another file was meant."""
+LARGEST_PROMPT_FILE = 64 * 1024 * 1024
+"""Bytes. Some 500,000 prompts; past that it is more likely that another file was meant."""
 _LORA = re.compile(
     r"(?P<run>[a-z0-9-]+)(?:@(?P<step>\d+))?(?::(?P<weight>[-+]?\d+(?:\.\d*)?|[-+]?\.\d+))?"
 )
@@ -38,6 +38,8 @@ class Prompts:
     value: tuple[PromptRow, ...] | PromptFile
     payload: bytes = b""
     """What has to be in the store under `value.key`; empty when `value` holds the rows."""
+    lines: tuple[tuple[int, int | None], ...] = ()
+    """Line and number of images, where it says one, of each prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ def read_prompts(source: str) -> Prompts:
     if not source:
         raise Usage("--prompts '': is empty", "--prompts FILE, or - for standard input")
     name = "standard input" if source == STDIN else source
-    hint = "a prompt file is UTF-8 text with one prompt a line"
+    hint = "a prompt file is UTF-8 text with one prompt a line, or .jsonl with one object a line"
     try:
         if source == STDIN:
             data = sys.stdin.buffer.read(LARGEST_PROMPT_FILE + 1)
@@ -74,7 +76,8 @@ def read_prompts(source: str) -> Prompts:
                 data = handle.read(LARGEST_PROMPT_FILE + 1)
         if len(data) > LARGEST_PROMPT_FILE:
             raise Misconfigured(f"{name}: is larger than {LARGEST_PROMPT_FILE >> 20} MiB", hint)
-        rows = parse(data, name)
+        form = form_of("" if source == STDIN else name, data)
+        return _packed(parse(data, name, form))
     except (FileNotFoundError, RuntimeError) as error:  # the latter: no such ~user
         raise NotFound(
             f"{name}: no such file", "--prompts wants a file, or - for standard input"
@@ -83,12 +86,74 @@ def read_prompts(source: str) -> Prompts:
         raise Misconfigured(f"{name}: cannot be read: {error.strerror}", hint) from error
     except BadData as error:
         raise Misconfigured(str(error), hint) from error
-    payload = to_json_lines(rows)
-    # The kubelet's escape of `$` takes six bytes (jobs.specs.to_json).
-    if len(payload) + 5 * payload.count(b"$") <= INLINE_PROMPT_BYTES:
-        return Prompts(rows)
+
+
+def _packed(rows: Iterator[PromptRow]) -> Prompts:
+    """Return the prompts as they travel; many rows are never there at once as objects."""
+    small: list[PromptRow] = []
+    payload = bytearray()
+    lines: list[tuple[int, int | None]] = []
+    inline = True
+    for row in rows:
+        payload += to_json_line(row)
+        lines.append((row.line, row.images))
+        # The kubelet's escape of `$` takes six bytes (jobs.specs.to_json).
+        inline = inline and len(payload) + 5 * payload.count(b"$") <= INLINE_PROMPT_BYTES
+        if inline:
+            small.append(row)
+        else:
+            small.clear()
+    if inline:
+        return Prompts(tuple(small), lines=tuple(lines))
     digest = hashlib.sha256(payload).hexdigest()
-    return Prompts(PromptFile(key=layout.prompts_key(digest), sha256=digest), payload)
+    file = PromptFile(key=layout.prompts_key(digest), sha256=digest)
+    return Prompts(file, bytes(payload), tuple(lines))
+
+
+def check_only(spec: InferSpec, prompts: Prompts | None) -> None:
+    """Make sure that what is to be painted is in the prompt file.
+
+    Raises:
+        Usage: --only has another form, or names lines without a prompt.
+    """
+    if spec.only is None:
+        return
+    lines: tuple[tuple[int, int | None], ...] = prompts.lines if prompts else ()
+    if not lines and isinstance(spec.prompts, tuple):  # of a --spec file
+        lines = tuple((row.line, row.images) for row in spec.prompts)
+    hint = "--only 17,40-42 are lines of the prompt file, and 17.0 is the first picture of line 17"
+    try:
+        missing = selection(spec.only).missing(
+            (line, spec.images if images is None else images) for line, images in lines
+        )
+    except BadSpec as error:
+        raise Usage(f"--{error}", hint) from error
+    if missing and lines:
+        raise Usage(f"--only {','.join(missing[:20])}: the prompt file has no such picture", hint)
+
+
+def read_recipe(path: Path) -> dict[str, object]:
+    """Return the keys of the spec that paints a picture again.
+
+    Raises:
+        NotFound: there is no such file.
+        Misconfigured: it is no picture of an inference run.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    from jobs.recipes import spec_of
+
+    hint = "--like wants a PNG that an inference run has painted, unchanged"
+    try:
+        with Image.open(path.expanduser()) as picture:
+            texts = {str(key): value for key, value in picture.info.items()}
+            return spec_of(texts, str(path))
+    except FileNotFoundError as error:
+        raise NotFound(f"{path}: no such file", hint) from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise Misconfigured(f"{path}: is no picture that can be read", hint) from error
+    except BadData as error:
+        raise Misconfigured(str(error), hint) from error
 
 
 @contextmanager

@@ -27,7 +27,7 @@ TARGET = (
 """Flags that are fields of Target."""
 SPEC = {
     "train": ("method", "precision", "model", "data", "steps", "resolution", "seed"),
-    "infer": ("precision", "model", "images", "steps", "guidance", "seed"),
+    "infer": ("precision", "model", "images", "steps", "guidance", "scheduler", "only", "seed"),
 }
 """Flags that are keys of a spec, by kind; the rest are turned into keys by the verb."""
 
@@ -53,6 +53,13 @@ Server = Annotated[
 ]
 
 Method = Literal["vanilla", "lora", "lora-te"]
+Scheduler = Annotated[
+    Literal[
+        "DDIM", "DDIMParallel", "LMS", "DPMSolverSinglestep", "DPMSolverMultistep",
+        "EulerDiscrete", "EulerAncestral",
+    ] | None,
+    typer.Option(help="Sampler; the model's own when left out."),
+]  # fmt: skip
 Precision = Annotated[
     Literal["fp16", "bf16", "fp32"] | None,
     typer.Option(help="Type of weights and activations."),

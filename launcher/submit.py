@@ -6,6 +6,7 @@ Imported for `--help` and completion: must not load pydantic, yaml or a client.
 
 # No `from __future__ import annotations`: Typer would evaluate some 80 texts at each start.
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -74,7 +75,16 @@ def infer(
     ctx: typer.Context,
     prompts: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Text file, one prompt a line; - is standard input."),
+        typer.Option(
+            metavar="FILE", help="One prompt a line, or .jsonl, one object; - is standard input."
+        ),
+    ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="LINES", help="Paint these lines of it, as 17,40-42; the same bytes."),
+    ] = None,
+    like: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Paint this picture of a run again.")
     ] = None,
     lora: Annotated[
         str | None,
@@ -83,6 +93,7 @@ def infer(
     images: Annotated[int | None, typer.Option(help="Pictures per prompt.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps per picture.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale.")] = None,
+    scheduler: o.Scheduler = None,
     seed: o.Seed = None,
     model: o.Model = None,
     precision: o.Precision = None,
@@ -113,6 +124,7 @@ def infer(
     \b
     launcher submit infer --prompts prompts/onepiece.txt --npus 8 --images 4
     launcher submit infer --backend local --prompts prompts/tiny.txt --lora first@60:0.8 --wait
+    launcher submit infer --backend local --like images/00017-00.png
     """
     from launcher import submission
 

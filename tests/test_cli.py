@@ -278,8 +278,8 @@ def test_a_weight_out_of_range_is_blamed_on_its_flag(inside, place):
     [
         (b"", "p.txt: holds no prompt"),
         (b"a\0b", "p.txt: is not text: line 1"),
-        (b"a\n\xff\n", "p.txt: is not UTF-8 text: line 2, byte 1"),
-        (b"x" * (16 * 2**20 + 1), "p.txt: is larger than 16 MiB"),
+        (b"a\n\xff\n", "p.txt: line 2: is not UTF-8 text at byte 1"),
+        (b"x" * (64 * 2**20 + 1), "p.txt: is larger than 64 MiB"),
     ],
 )
 def test_a_bad_prompt_file_is_configuration(inside, place, data, error):
