@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-VERSION = 1
+VERSION = 2
 """Part of the folder's name: raise it with any change that changes the files."""
 
 TEXT = {
@@ -79,6 +79,8 @@ INDEX: dict[str, Any] = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
+_LEAVES = {"gamma": "weight", "beta": "bias", "embedding_table": "weight"}
+"""MindSpore's names of a norm's and an embedding's weights, and PyTorch's."""
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -154,6 +156,18 @@ def _fill(cell: Any, seed: int) -> None:
         parameter.set_data(ms.Tensor(value.astype(np.float32)))
 
 
+def _to_pytorch(path: Path) -> None:
+    """Rewrite a file with PyTorch's names, as base models have them; mindone writes MindSpore's."""
+    from safetensors.numpy import load_file, save_file
+
+    arrays = load_file(path)
+    named = {}
+    for name, array in arrays.items():
+        head, _, leaf = name.rpartition(".")
+        named[f"{head}.{_LEAVES.get(leaf, leaf)}"] = array
+    save_file(named, path, {"format": "pt"})  # transformers refuses files that do not say `pt`
+
+
 def write_folder(folder: Path, seed: int = 0) -> None:
     """Write the pipeline folder that `from_pretrained` reads; the same bytes for the same seed."""
     from mindone.diffusers import AutoencoderKL, UNet2DConditionModel
@@ -178,3 +192,5 @@ def write_folder(folder: Path, seed: int = 0) -> None:
     for offset, (name, cell) in enumerate(parts.items()):
         _fill(cell, seed + offset)
         cell.save_pretrained(str(folder / name))
+        (path,) = (folder / name).glob("*.safetensors")
+        _to_pytorch(path)
