@@ -73,3 +73,17 @@ def target(clean: Floats, noise: Floats, alpha_bar: float, prediction: str) -> F
     if prediction == "v_prediction":
         return _fp32(np.sqrt(alpha_bar) * noise - np.sqrt(1.0 - alpha_bar) * clean)
     raise BadSpec(f"scheduler: prediction_type {prediction!r} is neither epsilon nor v_prediction")
+
+
+def loss_weight(alpha_bar: float, gamma: float | None, prediction: str) -> float:
+    """Return the weight of a sample's squared error: 1, or min-SNR's where there is a `gamma`.
+
+    min(SNR, gamma) is the weight of the error of the clean latents; what is predicted is the
+    noise, whose error is SNR times that, or v, whose error is SNR + 1 times that.
+
+    Source: Hang et al. 2023, arXiv 2303.09556, section 3.4; SNR = alpha_bar / (1 - alpha_bar).
+    """
+    if gamma is None:
+        return 1.0
+    snr = alpha_bar / (1.0 - alpha_bar)
+    return min(snr, gamma) / (snr if prediction == "epsilon" else snr + 1.0)

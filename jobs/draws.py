@@ -13,7 +13,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-ORDER, NOISE, TIMESTEP, POSTERIOR, PICTURE = range(5)
+ORDER, NOISE, TIMESTEP, POSTERIOR, PICTURE, OFFSET, CAPTION, DROPOUT = range(8)
+"""Purposes; a new one goes to the end, since the numbers are part of every draw."""
 
 CROP, VIEW = 32, 33
 """The encoder's and the feed's own; numbers of their own, since no purpose may change its."""
@@ -52,6 +53,21 @@ def posterior_noise(seed: int, position: int, shape: tuple[int, ...]) -> NDArray
 def timestep(seed: int, position: int, count: int) -> int:
     """Return a time step, uniform in 0..count-1."""
     return int(generator(seed, TIMESTEP, position).integers(count))
+
+
+def offset_noise(seed: int, position: int, channels: int) -> NDArray[np.float32]:
+    """Return standard normal noise that is the same all over a channel, [channels, 1, 1], fp32."""
+    return generator(seed, OFFSET, position).standard_normal((channels, 1, 1), np.float32)
+
+
+def keeps_caption(seed: int, position: int, dropout: float) -> bool:
+    """Say whether a sample is trained with its caption: not with probability `dropout`."""
+    return bool(generator(seed, CAPTION, position).random() >= dropout)
+
+
+def dropout_key(seed: int, position: int, bound: int) -> NDArray[np.float32]:
+    """Return the key of a sample's dropout masks: two whole numbers below `bound`, [2] fp32."""
+    return generator(seed, DROPOUT, position).integers(0, bound, 2).astype(np.float32)
 
 
 def picture_noise(seed: int, line: int, image: int, shape: tuple[int, ...]) -> NDArray[np.float32]:

@@ -26,7 +26,10 @@ from jobs.stores import Store, open_store, sha256_of
 
 log = logging.getLogger("jobs.graphs")
 
-SOURCES = ("step.py", "sampling.py", "lora.py", "model.py", "train.py", "infer.py")
+SOURCES = (
+    "dropout.py", "infer.py", "lora.py", "losses.py", "methods.py", "model.py", "sampling.py",
+    "step.py", "train.py", "update.py",
+)  # fmt: skip
 """Modules whose text decides a graph or the order of graphs."""
 
 

@@ -36,6 +36,8 @@ PINNED = "PINNED"
 PUSHING = ".pushing"
 """Ends the key beside a set that is being pushed; it is gone when the set is committed."""
 
+PIPELINE = "pipeline"
+"""Folder, in the last checkpoint of a whole fine-tune, of the model as diffusers reads it."""
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """The name diffusers looks for in a LoRA folder."""
 

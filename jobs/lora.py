@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import mindspore as ms
@@ -15,43 +16,62 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from numpy.typing import NDArray
 
+from jobs.dropout import KEY_NAME, Dropout
 from jobs.errors import BadSpec
 
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
-"""Attention projections, the modules that diffusers' SDXL LoRA script trains in the UNet."""
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
-"""The same for the text encoders."""
+"""The text encoders' attention projections, as diffusers' SDXL LoRA script trains them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """How low-rank updates are made."""
+
+    rank: int
+    alpha: float
+    seed: int
+    dropout: float = 0.0
+    key: Parameter | None = None
+    """What the dropout's masks are made of; needed where there is dropout."""
 
 
 class LoraDense(nn.Cell):  # type: ignore[misc]
     """A frozen Dense plus a trainable low-rank update; fp32 masters, computed in x's type."""
 
-    def __init__(self, base: nn.Cell, name: str, rank: int, alpha: float, seed: int) -> None:
+    def __init__(self, base: nn.Cell, name: str, shape: Shape) -> None:
         super().__init__()
         self.base = base
-        self.scale = alpha / rank
+        rank = shape.rank
+        self.scale = shape.alpha / rank
         outputs, inputs = base.weight.shape
         # Named by the module, not by the order of creation, so that each process starts equal.
-        rng = np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(name.encode())]))
+        rng = np.random.Generator(np.random.Philox(key=[shape.seed, zlib.crc32(name.encode())]))
         down = rng.standard_normal((rank, inputs)) / rank
         self.down = Parameter(Tensor(down.astype(np.float32)), name=f"{name}.lora_A.weight")
         self.up = Parameter(
             Tensor(np.zeros((outputs, rank), np.float32)), name=f"{name}.lora_B.weight"
         )
+        self.dropped = shape.dropout > 0
+        if self.dropped:
+            self.dropout = Dropout(shape.dropout, shape.key, name, inputs)
 
     def construct(self, x: Tensor) -> Tensor:
         """Return [..., out] for [..., in]."""
-        down = ops.matmul(x, self.down.astype(x.dtype).T)  # [..., in] -> [..., rank]
+        seen = self.dropout(x) if self.dropped else x
+        down = ops.matmul(seen, self.down.astype(x.dtype).T)  # [..., in] -> [..., rank]
         return self.base(x) + ops.matmul(down, self.up.astype(x.dtype).T) * self.scale
 
 
 def inject(
-    cell: nn.Cell, prefix: str, targets: Iterable[str], *, rank: int, alpha: float, seed: int
+    cell: nn.Cell, prefix: str, targets: Iterable[str], shape: Shape
 ) -> dict[str, Parameter]:
     """Replace the target Dense modules of `cell` by `LoraDense`; return the new parameters.
 
     Everything else in `cell` is frozen. The names are `<prefix>.<module>.lora_A.weight` and
     `lora_B.weight`, in order of module.
+
+    Raises:
+        BadSpec: a target is the end of no linear module's name.
     """
     for parameter in cell.get_parameters():
         parameter.requires_grad = False
@@ -59,15 +79,23 @@ def inject(
     found = {
         name: child
         for name, child in cell.cells_and_names()
-        if isinstance(child, nn.Dense) and name.endswith(tuple(f".{target}" for target in wanted))
+        if isinstance(child, nn.Dense) and f".{name}".endswith(tuple(f".{t}" for t in wanted))
     }
+    if lost := [t for t in wanted if not any(f".{name}".endswith(f".{t}") for name in found)]:
+        leaves = {
+            n.rpartition(".")[2] for n, c in cell.cells_and_names() if isinstance(c, nn.Dense)
+        }
+        raise BadSpec(
+            f"lora_targets: no linear module of the {prefix} ends in {', '.join(map(repr, lost))}; "
+            f"there are {', '.join(sorted(n for n in leaves if not n.isdigit()))}"
+        )
     trained: dict[str, Parameter] = {}
     for name in sorted(found):
         parent_name, _, leaf = name.rpartition(".")
         parent = cell
-        for part in parent_name.split("."):
+        for part in filter(None, parent_name.split(".")):
             parent = parent[int(part)] if part.isdigit() else getattr(parent, part)
-        adapted = LoraDense(found[name], f"{prefix}.{name}", rank, alpha, seed)
+        adapted = LoraDense(found[name], f"{prefix}.{name}", shape)
         if leaf.isdigit():
             parent[int(leaf)] = adapted
         else:
@@ -76,6 +104,8 @@ def inject(
         # compile cache finds its parameters by name (seen: NaN from the second run on).
         adapted.down.name = f"{prefix}.{name}.lora_A.weight"
         adapted.up.name = f"{prefix}.{name}.lora_B.weight"
+        if shape.key is not None:
+            shape.key.name = KEY_NAME
         trained[f"{prefix}.{name}.lora_A.weight"] = adapted.down
         trained[f"{prefix}.{name}.lora_B.weight"] = adapted.up
     return trained

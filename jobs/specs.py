@@ -19,6 +19,11 @@ from jobs.inferspec import PromptFile as PromptFile
 from jobs.inferspec import PromptRow as PromptRow
 
 Method = Literal["vanilla", "lora", "lora-te"]
+Schedule = Literal["constant", "linear", "cosine", "cosine-restarts"]
+Prediction = Literal["epsilon", "v_prediction"]
+
+LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+"""Attention projections, the modules that diffusers' SDXL LoRA script trains in the UNet."""
 
 INLINE_PROMPT_BYTES = 64 * 1024
 """Prompts past this travel through the store: Linux limits one environment string to 128 KiB."""
@@ -56,16 +61,58 @@ class TrainSpec(Frozen):
     """Pictures per NPU and step; the global batch is this times the number of NPUs."""
     steps: int = Field(10_000, ge=1)
     """Optimiser steps in all, over all attempts."""
+    accumulate: int = Field(1, ge=1, le=1024)
+    """Batches whose gradients are summed up for one optimiser step: a larger batch in no more
+    memory. Steps count the optimiser's."""
     learning_rate: float = Field(1e-4, gt=0, le=1)
-    """Constant learning rate of AdamW."""
+    """Learning rate of AdamW, the highest one of its schedule."""
+    text_encoder_learning_rate: float | None = Field(None, gt=0, le=1)
+    """Learning rate of what is trained in the text encoders; none means learning_rate."""
+    lr_schedule: Schedule = "constant"
+    """How the learning rate goes after the warm-up: linear and cosine end near 0 at the last
+    step, cosine-restarts does so `lr_cycles` times."""
+    lr_cycles: int = Field(1, ge=1, le=1000)
+    """Number of cosines of cosine-restarts."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps in which the learning rate rises linearly."""
     weight_decay: float = Field(1e-2, ge=0, le=1)
     """Decoupled weight decay of AdamW."""
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    """Decay of AdamW's mean of gradients."""
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    """Decay of AdamW's mean of squared gradients."""
+    adam_epsilon: float = Field(1e-8, gt=0, le=1)
+    """Added to AdamW's divisor."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients whose global L2 norm is larger are scaled down to it."""
+    ema_decay: float = Field(0.0, ge=0, lt=1)
+    """Decay of a moving average of the weights (vanilla), which is what is painted with and saved
+    as the result; 0 keeps none. It takes 4 bytes a weight."""
+    snr_gamma: float | None = Field(None, gt=0)
+    """Min-SNR weighting of the loss: limit of the signal-to-noise ratio, such as 5; none weighs
+    all time steps the same."""
+    noise_offset: float = Field(0.0, ge=0, le=1)
+    """Strength of noise that is constant over a latent channel: lets the model learn pictures
+    darker and brighter than the average, such as 0.05."""
+    prediction_type: Prediction | None = None
+    """What the UNet predicts; none means what the model's scheduler says."""
+    caption_dropout: float = Field(0.0, ge=0, le=1)
+    """Part of the samples that are trained without their caption, which classifier-free guidance
+    needs, such as 0.1."""
     lora_rank: int = Field(4, ge=1, le=512)
     """Rank of the LoRA matrices; the size of the result grows with it."""
     lora_alpha: float = Field(4.0, gt=0)
     """The LoRA update is scaled by alpha / rank."""
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    """Part of the inputs of the LoRA matrices that is left out in training."""
+    lora_targets: tuple[Annotated[str, Field(min_length=1)], ...] = LORA_TARGETS
+    """Linear modules of the UNet that get LoRA matrices, by the end of their names."""
+    recompute: bool = False
+    """Compute the activations of the UNet's blocks again for the gradient: less memory, more
+    time."""
+    max_minutes: float | None = Field(None, gt=0)
+    """Training time over all attempts, after which the run saves and succeeds with the steps it
+    has done; a whole step is the unit."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of data order, noise and time steps; execution settings never enter it."""
     save_every: int = Field(500, ge=1)
@@ -87,6 +134,23 @@ class TrainSpec(Frozen):
     def _crops_differ(self) -> TrainSpec:
         if self.crop == "centre" and self.crops_per_picture > 1:
             raise ValueError("crops_per_picture is set and crop is centre; set crop to random")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_its_method(self) -> TrainSpec:
+        wrong = []
+        if self.method != "vanilla" and self.ema_decay:
+            wrong.append(f"ema_decay is for method vanilla, not {self.method}")
+        if self.method == "vanilla" and self.lora_dropout:
+            wrong.append("lora_dropout is for the LoRA methods, not vanilla")
+        if self.method != "lora-te" and self.text_encoder_learning_rate is not None:
+            wrong.append(f"text_encoder_learning_rate is for method lora-te, not {self.method}")
+        if not self.lora_targets:
+            wrong.append("lora_targets names no module")
+        if self.warmup_steps >= self.steps:
+            wrong.append(f"warmup_steps ({self.warmup_steps}) must be less than steps")
+        if wrong:
+            raise ValueError("; ".join(wrong))
         return self
 
 

@@ -52,3 +52,25 @@ def test_posterior_is_sampled_and_scaled() -> None:
     assert np.allclose(diffusion.latents(moments, noise, 0.13025), (3.0 + 2.0 * 0.5) * 0.13025)
     wild = np.concatenate([np.zeros((4, 1, 1)), np.full((4, 1, 1), 1e9)]).astype(np.float32)
     assert np.isfinite(diffusion.latents(wild, np.ones((4, 1, 1), np.float32), 1.0)).all()
+
+
+@pytest.mark.parametrize("gamma", [1.0, 5.0])
+def test_min_snr_weighs_the_error_of_the_clean_latents(gamma: float) -> None:
+    """By its definition: weight times error of what is predicted is min(SNR, gamma) times the
+    error of the latents that the prediction means (arXiv 2303.09556, section 3.4)."""
+    rng = np.random.default_rng(1)
+    clean, noise, wrong = rng.standard_normal((3, 4, 8, 8))
+    for level in (0.999, 0.9, 0.5, 0.1, 0.0047):
+        signal, spread = np.sqrt(level), np.sqrt(1 - level)
+        seen = signal * clean + spread * noise
+        meant = {
+            "epsilon": lambda e: (seen - spread * e) / signal,  # noqa: B023
+            "v_prediction": lambda v: signal * seen - spread * v,  # noqa: B023
+        }
+        for kind, to_clean in meant.items():
+            right = diffusion.target(clean, noise, level, kind)
+            weight = diffusion.loss_weight(level, gamma, kind)
+            error = np.mean((to_clean(right + wrong) - clean) ** 2)
+            expected = min(level / (1 - level), gamma) * error
+            assert weight * np.mean(wrong**2) == pytest.approx(expected, rel=1e-4)
+            assert diffusion.loss_weight(level, None, kind) == 1

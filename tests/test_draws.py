@@ -28,6 +28,7 @@ def test_draws_depend_on_seed_purpose_and_position_only() -> None:
         draws.picture_noise(1, 7, 0, shape),
         draws.picture_noise(1, 7, 1, shape),
         draws.picture_noise(1, 0, 7, shape),
+        np.broadcast_to(draws.offset_noise(1, 7, 4 * 8 * 8).reshape(shape), shape),
     ]
     everything = np.stack([first, *others]).reshape(len(others) + 1, -1)
     closeness = np.abs(np.corrcoef(everything) - np.eye(len(everything)))
@@ -44,6 +45,21 @@ def test_noise_is_standard_normal_and_time_steps_uniform() -> None:
     assert steps.min() >= 0
     assert steps.max() <= 999
     assert abs(steps.mean() - 499.5) < 15  # three deviations are 13.7
+
+
+def test_captions_are_dropped_as_often_as_asked_for() -> None:
+    for part in (0.0, 0.1, 1.0):
+        kept = [draws.keeps_caption(3, place, part) for place in range(4000)]
+        assert abs(np.mean(kept) - (1 - part)) < 0.015  # three deviations are 0.014
+    assert draws.keeps_caption(3, 9, 0.5) == draws.keeps_caption(3, 9, 0.5)
+    rows = [[draws.keeps_caption(seed, place, 0.5) for place in range(400)] for seed in range(2)]
+    assert abs(np.corrcoef(rows)[0, 1]) < 0.15
+
+
+def test_dropout_keys_are_whole_and_all_below_their_bound() -> None:
+    keys = np.stack([draws.dropout_key(0, place, 7) for place in range(300)])
+    assert set(keys.reshape(-1)) == set(range(7))
+    assert len({tuple(draws.dropout_key(0, place, 4091)) for place in range(300)}) == 300
 
 
 def test_values_are_pinned() -> None:

@@ -23,7 +23,7 @@ ms = pytest.importorskip("mindspore", reason="MindSpore is not installed (extra:
 from safetensors import safe_open  # noqa: E402
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
-from jobs import layout, lora, model  # noqa: E402
+from jobs import layout, lora, model, specs  # noqa: E402
 from jobs.compat import eager  # noqa: E402
 
 LORA_TARGETS = lora.TARGETS

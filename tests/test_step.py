@@ -13,7 +13,8 @@ from mindspore import nn, ops  # noqa: E402
 
 from jobs import lora  # noqa: E402
 from jobs.errors import BadSpec  # noqa: E402
-from jobs.step import TrainStep  # noqa: E402
+from jobs.step import Outcome, Scalars, TrainStep  # noqa: E402
+from jobs.update import Options  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -23,84 +24,129 @@ def graph_mode() -> None:
 
 
 class Line(nn.Cell):  # type: ignore[misc]
-    """Mean of (w * x - target)^2; takes the inputs of a training loss."""
+    """Mean of (w * x - target)^2, text * x for the text's part; takes the inputs of a loss."""
 
-    def __init__(self, start: np.ndarray) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.w = ms.Parameter(ms.Tensor(start), name="w")
+        self.w = ms.Parameter(ms.Tensor(START), name="w")
+        self.u = ms.Parameter(ms.Tensor(TEXT_START), name="u")
 
-    def construct(self, x: Any, t: Any, ids: Any, target: Any, a: Any, b: Any) -> Any:
-        return ops.mean(ops.square(self.w * x - target))
+    def construct(
+        self, x: Any, t: Any, ids: Any, target: Any, weight: Any, keep: Any, a: Any, b: Any
+    ) -> Any:
+        return ops.mean(ops.square((self.w + self.u) * x - target))
 
 
 START = np.array([0.5, -1.0, 2.0], np.float32)
-X = np.array([1.0, 2.0, 3.0], np.float32)
+TEXT_START = np.array([0.25, 0.5, -0.25], np.float32)
+X = np.array([[1.0, 2.0, 3.0], [0.5, -2.0, 1.0], [2.0, 0.1, -1.0], [1.0, 1.0, 1.0]], np.float32)
 TARGET = np.array([1.0, 1.0, -40.0], np.float32)
+LR, TEXT_LR, DECAY, CLIP = 0.1, 0.03, 0.01, 1.0
+BETA1, BETA2, EPSILON = 0.8, 0.95, 1e-6
 
 
-def call(
-    step: TrainStep, number: int, x: np.ndarray = X, stop: float = 0.0
-) -> tuple[float, float, float]:
+def batch(x: np.ndarray) -> tuple[Any, ...]:
     nothing = ms.Tensor(np.zeros(1, np.float32))
-    scalars = (ms.Tensor(value, ms.float32) for value in (LR, float(number), stop))
-    found = step(ms.Tensor(x), nothing, nothing, ms.Tensor(TARGET), nothing, nothing, *scalars)
-    loss, norm, stops = (float(value.asnumpy()) for value in found)
-    return loss, norm, stops
+    target = ms.Tensor(np.broadcast_to(TARGET, x.shape).copy())
+    return (ms.Tensor(x), nothing, nothing, target, *[nothing] * 4)
 
 
-LR, DECAY, CLIP = 0.1, 0.01, 1.0
+def call(step: TrainStep, number: int, x: np.ndarray = X, **more: Any) -> Outcome:
+    """Do one step with rows of x, cut into the step's parts."""
+    parts = [batch(part) for part in np.split(x, step.accumulate)]
+    rates = {"lr": LR / number, "text_lr": TEXT_LR / number, "decay": average_decay(number)}
+    return step(parts, Scalars(number=number, **rates, **more))
 
 
-def build(*, scaled: bool = False) -> tuple[Line, TrainStep]:
-    net = Line(START)
-    options = {"workers": 1, "weight_decay": DECAY, "max_grad_norm": CLIP}
-    return net, TrainStep(net, {"w": net.w}, scaled=scaled, **options)
+def average_decay(number: int) -> float:
+    return 0.5 + 0.01 * number
 
 
-def adamw(steps: int) -> tuple[np.ndarray, list[float], list[float]]:
-    """AdamW with clipping in float64, written from the paper (arXiv 1711.05101, algorithm 2)."""
-    w = START.astype(np.float64)
-    m, v = np.zeros(3), np.zeros(3)
-    losses, norms = [], []
-    for t in range(1, steps + 1):
-        residual = w * X - TARGET
-        losses.append(float(np.mean(residual**2)))
-        g = 2 * residual * X / 3
-        norms.append(float(np.linalg.norm(g)))
-        g = g * min(1.0, CLIP / (norms[-1] + 1e-6))
-        m = 0.9 * m + 0.1 * g
-        v = 0.999 * v + 0.001 * g * g
-        update = (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
-        w = w - LR * (update + DECAY * w)
-    return w, losses, norms
+def build(*, text: bool = False, **given: Any) -> tuple[Line, TrainStep]:
+    net = Line()
+    known = {"workers": 1, "weight_decay": DECAY, "max_grad_norm": CLIP, "scaled": False}
+    known |= {"beta1": BETA1, "beta2": BETA2, "epsilon": EPSILON}
+    trained = {"text.u": net.u} if text else {}
+    return net, TrainStep(net, {"w": net.w}, Options(**(known | given)), trained)
 
 
-@pytest.mark.parametrize("scaled", [False, True])
-def test_step_is_clipped_adamw_with_bias_correction(scaled: bool) -> None:
-    net, step = build(scaled=scaled)
-    expected, losses, norms = adamw(20)
-    found = [call(step, number) for number in range(1, 21)]
-    assert np.allclose([f[0] for f in found], losses, rtol=1e-5)
-    assert np.allclose([f[1] for f in found], norms, rtol=1e-5)
-    assert np.allclose(net.w.asnumpy(), expected, rtol=1e-5, atol=1e-5)
+class AdamW:
+    """Clipped AdamW in float64, written from the paper (arXiv 1711.05101, algorithm 2)."""
+
+    def __init__(self, *, text: bool) -> None:
+        self.w = [START.astype(np.float64), TEXT_START.astype(np.float64)]
+        self.average = self.w[0].copy()
+        self.m, self.v = np.zeros((2, 3)), np.zeros((2, 3))
+        self.text = text
+
+    def step(self, t: int) -> tuple[float, float]:
+        residual = (self.w[0] + self.w[1]) * X - TARGET
+        g = (2 * residual * X).sum(0) / X.size
+        count = 1 + self.text
+        norm = float(np.linalg.norm(np.tile(g, count)))
+        g = g * min(1.0, CLIP / (norm + 1e-6))
+        for which in range(count):
+            m = self.m[which] = BETA1 * self.m[which] + (1 - BETA1) * g
+            v = self.v[which] = BETA2 * self.v[which] + (1 - BETA2) * g * g
+            update = (m / (1 - BETA1**t)) / (np.sqrt(v / (1 - BETA2**t)) + EPSILON)
+            rate = (LR, TEXT_LR)[which] / t
+            self.w[which] = self.w[which] - rate * (update + DECAY * self.w[which])
+        decay = average_decay(t)
+        self.average = decay * self.average + (1 - decay) * self.w[0]
+        return float(np.mean(residual**2)), norm
 
 
-def test_an_overflow_is_left_out_and_halves_the_scale() -> None:
-    net, step = build(scaled=True)
+STEPS = range(1, 21)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"scaled": True}, {"text": True}, {"accumulate": 2}, {"average": True},
+     {"accumulate": 4, "scaled": True, "text": True, "average": True}],
+    ids=str,
+)  # fmt: skip
+def test_step_is_clipped_adamw_with_bias_correction(given: dict[str, Any]) -> None:
+    net, step = build(**given)
+    reference = AdamW(text=bool(given.get("text")))
+    expected = [reference.step(number) for number in STEPS]
+    found = [call(step, number) for number in STEPS]
+    assert np.allclose([(f.loss, f.grad_norm) for f in found], expected, rtol=1e-5)
+    for parameter, weight in ((net.w, reference.w[0]), (net.u, reference.w[1])):
+        assert np.allclose(parameter.asnumpy(), weight, rtol=1e-5, atol=1e-5)
+    state = step.state()
+    assert np.allclose(state["adam_v.w"].asnumpy(), reference.v[0], rtol=1e-5)
+    assert ("ema.w" in state) == bool(given.get("average"))
+    if given.get("average"):
+        assert np.allclose(step.weights()["w"], reference.average, rtol=1e-5, atol=1e-6)
+        assert not np.allclose(reference.average, reference.w[0], rtol=1e-2)
+    else:
+        assert np.array_equal(step.weights()["w"], net.w.asnumpy())
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_an_overflow_is_left_out_and_halves_the_scale(accumulate: int) -> None:
+    net, step = build(scaled=True, accumulate=accumulate)
     call(step, 1)
-    before, scale = net.w.asnumpy(), float(step.scale.asnumpy())
-    huge = np.array([1e30, 1.0, 1.0], np.float32)
+    before, scale = net.w.asnumpy().copy(), step.scale()  # on CPU it is the memory itself
+    huge = X.copy()
+    huge[1, 0] = 1e30
     call(step, 2, x=huge)
     assert np.array_equal(net.w.asnumpy(), before)
-    assert float(step.scale.asnumpy()) == scale / 2
-    assert float(step.good.asnumpy()) == 0
+    assert step.scale() == scale / 2
+    assert float(step.update.good.asnumpy()) == 0
     assert np.isfinite([p.asnumpy().sum() for p in step.state().values()]).all()
+    call(step, 3)  # the sums of the step before must be gone
+    assert not np.array_equal(net.w.asnumpy(), before)
+    assert np.isfinite(net.w.asnumpy()).all()
 
 
-def test_a_request_to_stop_comes_back() -> None:
+def test_a_request_to_stop_and_the_end_of_time_come_back() -> None:
     _, step = build()
-    assert call(step, 1)[2] == 0
-    assert call(step, 2, stop=1.0)[2] == 1
+    assert (call(step, 1).stops, call(step, 2).late) == (0, 0)
+    asked = call(step, 3, stop=True)
+    assert (asked.stops, asked.late) == (1, 0)
+    over = call(step, 4, late=True)
+    assert (over.stops, over.late) == (0, 1)
 
 
 class Two(nn.Cell):  # type: ignore[misc]
@@ -125,9 +171,13 @@ INPUT = np.random.default_rng(5).standard_normal((3, 6)).astype(np.float32)
 ALPHA, RANK = 8.0, 2
 
 
+def shape(**given: Any) -> lora.Shape:
+    return lora.Shape(**({"rank": RANK, "alpha": ALPHA, "seed": 1} | given))
+
+
 def injected() -> tuple[Two, dict[str, Any]]:
     net = Two()
-    return net, lora.inject(net, "unet", lora.TARGETS, rank=RANK, alpha=ALPHA, seed=1)
+    return net, lora.inject(net, "unet", ("to_q", "to_out.0"), shape())
 
 
 def test_lora_is_named_frozen_and_starts_as_the_base_model() -> None:
@@ -172,3 +222,13 @@ def test_a_lora_of_another_model_is_refused() -> None:
     weights["unet.attn9.to_q.lora_B.weight"] = np.zeros((4, 2), np.float32)
     with pytest.raises(BadSpec, match=r"unet\.attn9\.to_q"):
         lora.merge({"unet": Two()}, weights, 1.0)
+
+
+def test_a_target_that_matches_nothing_is_refused() -> None:
+    with pytest.raises(BadSpec, match=r"ends in 'to_z'; there are proj, to_q"):
+        lora.inject(Two(), "unet", ("to_q", "to_z"), shape())
+
+
+def test_targets_are_the_ends_of_names_and_no_less() -> None:
+    trained = lora.inject(Two(), "unet", ("proj",), shape())
+    assert list(trained) == [f"unet.attn1.proj.lora_{side}.weight" for side in "AB"]
