@@ -14,7 +14,15 @@ from typing import Any, get_args
 import pytest
 from explained import GOLDEN, revived, words
 
-from launcher import admission, attempts, explain, podstate, schedulerwords, timeline
+from launcher import (
+    admission,
+    attempts,
+    explain,
+    podreasons,
+    podstate,
+    schedulerwords,
+    timeline,
+)
 from launcher.nodes import Node
 from launcher.records import Progress
 from launcher.snapshot import Snapshot
@@ -255,6 +263,38 @@ def test_a_lost_node_is_told_before_the_grace_is_over() -> None:
     told = explain.explain(revived(row))
     assert (told.state, told.stuck) == ("stopping", False)
     assert "up to 20s left to save and upload" in told.line
+
+
+def test_without_facts_of_nodes_a_pod_that_is_a_little_late_is_not_lost() -> None:
+    deadline = NOW - timedelta(seconds=20)
+    pod = {
+        "metadata": {"name": "p", "deletionTimestamp": deadline.isoformat()},
+        "spec": {"nodeName": "n"},
+        "status": {"phase": "Running"},
+    }
+    assert podreasons.lost(pod, (), None, NOW) is None
+    late = podreasons.lost(pod, (), None, NOW + timedelta(seconds=15))
+    assert late is not None
+    assert late.word == "node-lost"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "refused_at", "refused"), [(1, 60, False), (2, 60, True), (2, 0, False)]
+)
+def test_an_old_refusal_of_pods_that_are_there_is_not_told(
+    wanted: int, refused_at: int, refused: bool
+) -> None:
+    def moment(seconds: int) -> str:
+        return (NOW + timedelta(seconds=seconds)).isoformat()
+
+    job = {"metadata": {"name": "cat", "uid": "1"}, "spec": {"parallelism": wanted}}
+    pod = {"metadata": {"name": "p", "creationTimestamp": moment(30)}, "status": {}}
+    event = {
+        "reason": "FailedCreate", "message": "Error creating: no room", "involvedObject": {"name": "cat"},
+        "lastTimestamp": moment(refused_at),
+    }  # fmt: skip
+    found = Snapshot(job=job, pods=(pod,), events=(event,), now=NOW + timedelta(seconds=90))
+    assert (explain.explain(found).word == "refused") is refused
 
 
 def test_a_missing_claim_is_told_rather_than_a_full_node() -> None:

@@ -343,3 +343,83 @@ def test_a_copy_that_stands_still_does_not_hold_the_log_back_for_ever(monkeypatc
     assert found[:100] == texts(world.rows)[:100]
     assert found[-1] == END
     assert any("may be missing" in told for told in world.said)
+
+
+def lines_at(*seconds: int) -> list[Line]:
+    return [Line((START + second) * SECOND, b"[0] line %d" % second) for second in seconds]
+
+
+@pytest.mark.parametrize(("times", "expected"), [((0, 100), 5), ((-100, 0), 10), ((100, 0), 10)])
+def test_of_two_places_the_nearer_in_time_is_taken(times: tuple[int, int], expected: int) -> None:
+    tail = [Line(START * SECOND + n, b"line %d" % n) for n in range(5)]
+    window = [Line(line.when + SECOND // 10 * away, line.text) for away in times for line in tail]
+    assert loglines.place(tail, window) == expected
+
+
+def test_of_two_places_the_one_with_more_of_the_same_is_taken() -> None:
+    tail = [Line(START * SECOND + n, b"line %d" % n) for n in range(8)]
+    short, far = tail[2:], [Line(line.when + SECOND, line.text) for line in tail]
+    assert loglines.place(tail, [*short, *far]) == len(short) + len(far)
+
+
+@dataclass
+class Jumping:
+    """A node whose stream passes over a file that was rotated away; all of it is in the copy."""
+
+    there: bool = True
+    ended: bool = False
+
+    def __post_init__(self) -> None:
+        self.all = [Line(START * SECOND, BEGIN), *lines_at(*range(1, 40)), *lines_at(60)]
+        self.all.append(Line((START + 60) * SECOND + 1, END))
+
+    def read(self, since: int | None = None, *, last: bool = False) -> list[Line]:
+        file = self.all[-2:] if self.ended else self.all[:5]
+        return [line for line in file if line.when >= (since or 0) * SECOND]
+
+    def head(self) -> int | None:
+        return self.all[-2].when
+
+    def state(self) -> State:
+        return "over" if self.ended else "running"
+
+    def follow(self, since: int | None) -> Iterator[list[Line]]:
+        self.ended = True
+        first = (since or 0) * SECOND
+        yield [line for line in [*self.all[:9], *self.all[-2:]] if line.when >= first]
+        # A stream that has passed over lines is left; it might go on for ever.
+        assert len(self.all) < 12
+
+    def lines(self) -> list[Line]:
+        return self.all
+
+    def after(self, tail: Sequence[Line]) -> list[Line] | None:
+        at = loglines.place(tail, self.all) if tail else 0
+        return None if at is None else self.all[at:]
+
+
+@pytest.mark.parametrize("head", ["newer", "none"])
+def test_a_stream_that_passes_over_a_file_is_filled_up_from_the_copy(monkeypatch, head) -> None:
+    node = Jumping()
+    if head == "none":  # the newest file is empty yet
+        monkeypatch.setattr(node, "head", lambda: None)
+    reader = Reader(
+        node, node, START, lambda text: None, lambda problem: None, sleep=lambda seconds: None
+    )
+    found = [line.text for batch in reader.batches(follow=True) for line in batch.lines]
+    assert found == [line.text for line in node.all]
+
+
+def test_a_pause_of_a_file_that_goes_on_is_no_gap(monkeypatch) -> None:
+    node = Jumping()
+    monkeypatch.setattr(node, "head", lambda: node.all[0].when)
+    node.all = [*node.all[:9], *node.all[-2:]]
+    monkeypatch.setattr(node, "there", False)
+    monkeypatch.setattr(node, "lines", list)
+    monkeypatch.setattr(node, "after", lambda tail: None)
+    said: list[str] = []
+    reader = Reader(
+        node, node, START, said.append, lambda problem: None, sleep=lambda seconds: None
+    )
+    found = [line.text for batch in reader.batches(follow=True) for line in batch.lines]
+    assert (found, said) == ([line.text for line in node.all], [])
