@@ -290,8 +290,8 @@ def test_an_old_refusal_of_pods_that_are_there_is_not_told(
     job = {"metadata": {"name": "cat", "uid": "1"}, "spec": {"parallelism": wanted}}
     pod = {"metadata": {"name": "p", "creationTimestamp": moment(30)}, "status": {}}
     event = {
-        "reason": "FailedCreate", "message": "Error creating: no room", "involvedObject": {"name": "cat"},
-        "lastTimestamp": moment(refused_at),
+        "reason": "FailedCreate", "message": "Error creating: no room",
+        "involvedObject": {"name": "cat"}, "lastTimestamp": moment(refused_at),
     }  # fmt: skip
     found = Snapshot(job=job, pods=(pod,), events=(event,), now=NOW + timedelta(seconds=90))
     assert (explain.explain(found).word == "refused") is refused

@@ -1,4 +1,4 @@
-"""What is made of answers that a healthy API server seldom gives: late, lost, refused, another's."""
+"""What is made of answers that an API server seldom gives: late, lost, refused, another's."""
 
 from __future__ import annotations
 
