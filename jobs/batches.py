@@ -64,11 +64,10 @@ class Batch:
             ),
         )
 
-    def alone(self, slot: int) -> Batch:
-        """Return the batch with one picture, at its place."""
-        return replace(
-            self, slots=tuple(r if at == slot else None for at, r in enumerate(self.slots))
-        )
+    def only(self, slots: Set[int]) -> Batch:
+        """Return the batch with holes everywhere but at these places."""
+        kept = (r if at in slots else None for at, r in enumerate(self.slots))
+        return replace(self, slots=tuple(kept))
 
 
 def plan(rows: Sequence[PromptRow], spec: InferSpec) -> list[Batch]:

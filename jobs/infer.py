@@ -10,47 +10,25 @@ import hashlib
 import json
 import logging
 import os
-import re
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from jobs import batches, commits, graphs, layout, lora, model, pictures, recipes, sampling
-from jobs.batches import Batch, Request
+from jobs import batches, commits, graphs, layout, lora, model, recipes, sampling
+from jobs.batches import Batch
 from jobs.developing import Developer
 from jobs.environment import Environment, Worker
 from jobs.errors import BadData, BadSpec, Stopped
 from jobs.outbox import Outbox
+from jobs.painting import Session, paint, summary
 from jobs.prompts import from_json_lines
-from jobs.schedules import CLASSES
 from jobs.specs import InferSpec, PromptRow
 from jobs.stores import Store, open_store, sha256_of
 
 log = logging.getLogger("jobs.infer")
 
-NO_MEMORY = re.compile(
-    r"out of memory|memory (is not|isn.t|not) enough|(alloc|malloc)\w*\b.*\bfail|fail\w* to alloc",
-    re.IGNORECASE,
-)
-"""What MindSpore and CANN say when a device has no room; they raise RuntimeError for all."""
 SHOWN = 20
 """Lines that one log line names."""
-
-
-@dataclass
-class Session:
-    """What the batches of one worker share."""
-
-    painter: sampling.Painter
-    spec: InferSpec
-    outbox: Outbox
-    worker: Worker
-    developer: Developer
-    common: dict[str, object]
-    """Of every recipe: model, LoRA and what else the pictures' rows do not say."""
-    painted: int = 0
-    failures: list[dict[str, object]] = field(default_factory=list)
 
 
 def run(env: Environment, spec: InferSpec, worker: Worker) -> None:
@@ -102,17 +80,6 @@ def run(env: Environment, spec: InferSpec, worker: Worker) -> None:
     outbox.summarise(worker.rank, {**summary(session), **times, "asked": asked, "cut": cut})
 
 
-def summary(session: Session) -> dict[str, object]:
-    """Return what this worker has done, and where its time went."""
-    painter = session.painter
-    return {
-        "painted": session.painted,
-        "failures": session.failures,
-        "split": {**painter.seconds, "encode": session.developer.seconds},
-        "steps": painter.step_seconds,
-    }
-
-
 def age() -> float:
     """Return how long this process has lived, in seconds."""
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
@@ -137,9 +104,7 @@ def check_settings(painter: sampling.Painter, mine: Sequence[Batch]) -> None:
         painter.table(scheduler, steps)
     for width, height in batches.sizes(mine):
         if width % painter.factor or height % painter.factor:
-            raise BadSpec(
-                f"size {width}x{height}: this model wants multiples of {painter.factor}"
-            )
+            raise BadSpec(f"size {width}x{height}: this model wants multiples of {painter.factor}")
 
 
 def tell_cut(painter: sampling.Painter, rows: Iterable[PromptRow], spec: InferSpec) -> int:
@@ -217,77 +182,3 @@ def already_done(store: Store, run: str) -> set[tuple[int, int]]:
     except FileNotFoundError:
         return set()
     return {(row["line"], row["image"]) for row in map(json.loads, rows)}
-
-
-def paint(session: Session, batch: Batch) -> None:
-    """Paint a batch and hand it over; a picture that fails is tried once more alone."""
-    began = time.monotonic()
-    found = painted(session.painter, batch)
-    seconds = round((time.monotonic() - began) / len(batch.pictures), 3)
-    for slot, request in enumerate(batch.slots):
-        if request is None:
-            continue
-        picture, reason = found[slot]
-        if reason:
-            log.warning("again line=%d image=%d: %s", request.line, request.image, reason)
-            began = time.monotonic()
-            picture, reason = painted(session.painter, batch.alone(slot))[slot]
-            seconds = round(time.monotonic() - began, 3)
-        if picture is None or reason:
-            log.warning("failed line=%d image=%d: %s", request.line, request.image, reason)
-            failure = {"line": request.line, "image": request.image, "reason": reason}
-            session.failures.append(failure)
-            continue
-        hand_over(session, batch, slot, picture, seconds)
-        session.painted += 1
-    session.outbox.beat(session.worker.rank)
-
-
-def painted(painter: sampling.Painter, batch: Batch) -> list[tuple[sampling.Floats | None, str]]:
-    """Return, for each slot, the picture and what is wrong with it."""
-    try:
-        decoded = painter.paint(
-            batch.slots,
-            steps=batch.steps,
-            scheduler=batch.scheduler,
-            size=(batch.width, batch.height),
-        )
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not NO_MEMORY.search(str(error)):
-            raise
-        return [(None, "out of memory; lower batch_size or the size")] * len(batch.slots)
-    return [(picture, pictures.fault(picture)) for picture in decoded]
-
-
-def hand_over(
-    session: Session, batch: Batch, slot: int, picture: sampling.Floats, seconds: float
-) -> None:
-    """Give a picture to the thread that writes it, with its recipe and its manifest row."""
-    request = batch.slots[slot]
-    assert request is not None
-    settings = settings_of(session.painter, batch, slot, request)
-    texts = recipes.texts({**session.common, **settings})
-    row = {**settings, "worker": session.worker.rank, "seconds": seconds}
-    name = layout.picture_name(request.line, request.image)
-    session.developer.give(name, picture, texts, row)
-
-
-def settings_of(
-    painter: sampling.Painter, batch: Batch, slot: int, request: Request
-) -> dict[str, object]:
-    """Return all that decides a picture, beside model and LoRA."""
-    name = painter.table(batch.scheduler, batch.steps).name
-    return {
-        "line": request.line,
-        "image": request.image,
-        "prompt": request.prompt,
-        **({} if request.negative is None else {"negative": request.negative}),
-        "seed": request.seed,
-        "scheduler": {kind: short for short, kind in CLASSES.items()}.get(name, name),
-        "steps": batch.steps,
-        "guidance": request.guidance,
-        "guidance_rescale": request.rescale,
-        "width": batch.width,
-        "height": batch.height,
-        "slot": slot,
-    }

@@ -100,6 +100,8 @@ def spec_of(texts: Mapping[str, object], name: str) -> dict[str, object]:
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise BadData(f"{name}: its recipe is damaged") from error
     kept = {key: row[key] for key in _SPEC_KEYS if row.get(key) is not None}
+    if kept.get("scheduler") not in SAMPLERS:
+        kept.pop("scheduler", None)  # the model's own, of a kind that no spec names
     place = {"only": f"{line}.{image}", "first_slot": (slot - image) % size}
     return {**kept, **place, "prompts": lines}
 

@@ -149,7 +149,23 @@ class Painter:
         scheduler: str | None = None,
         size: Size | None = None,
     ) -> Floats:
-        """Return pictures [len(requests), 3, H, W] in about -1..1.
+        """Return pictures [len(requests), 3, H, W] in about -1..1; see `sample`."""
+        latents = self.sample(
+            requests, steps=steps, guidance=guidance, scheduler=scheduler, size=size
+        )
+        with _timed(self.seconds, "decode"):
+            return self._decoded(latents)[: len(requests)]
+
+    def sample(
+        self,
+        requests: Sequence[Request | None],
+        *,
+        steps: int,
+        guidance: float | None = None,
+        scheduler: str | None = None,
+        size: Size | None = None,
+    ) -> Floats:
+        """Return the latents of a whole batch, [B, 4, h, w].
 
         Holes and the end of a short batch are filled up with the first request: a picture's bits
         depend on its place in a batch and on the batch's size, not on its neighbours (measured).
@@ -179,8 +195,7 @@ class Painter:
             lambda step: np.stack([step_noise(r, step, shape) for r in full]),
         )
         self._count(table, time.monotonic() - began)
-        with _timed(self.seconds, "decode"):
-            return self._decoded(latents)[: len(requests)]
+        return latents
 
     def cuts(self, text: str) -> bool:
         """Say whether a text has more tokens, marks included, than the encoders read."""

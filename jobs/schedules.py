@@ -63,6 +63,7 @@ class Schedule:
     """All steps of one scheduler."""
 
     name: str
+    """As a spec says it, or the class of a scheduler that no spec can name."""
     sigma: float
     """Factor on the first noise."""
     steps: tuple[Step, ...]
@@ -142,7 +143,8 @@ def read_off(scheduler: Any, steps: int) -> Schedule:
     """
     import mindspore as ms
 
-    name = type(scheduler).__name__
+    kind = type(scheduler).__name__
+    name = {known: short for short, known in CLASSES.items()}.get(kind, kind)
     with eager():
         scheduler.set_timesteps(steps)
         if hasattr(scheduler, "get_lms_coefficient"):

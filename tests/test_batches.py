@@ -71,7 +71,7 @@ def test_what_is_painted_does_not_move_the_rest(rows, data) -> None:
 @given(ROWS, st.integers(0, 3))
 def test_one_picture_stands_alone_at_its_place(rows, slot) -> None:
     for batch in batches.plan(rows, spec(rows)):
-        alone = batch.alone(slot)
+        alone = batch.only({slot})
         assert [at for at, request in enumerate(alone.slots) if request] in ([], [slot])
         assert alone.slots[slot] == batch.slots[slot]
 

@@ -1,0 +1,342 @@
+"""The inference worker in this process: identity of pictures, failures, recipes.
+
+The painter is real and compiled once; what is replaced is the loading of another one for each run.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ms = pytest.importorskip("mindspore", reason="MindSpore is not installed (extra: cpu)")
+
+from jobs import graphs, infer, layout, recipes, sampling, specs  # noqa: E402
+from jobs.compat import eager  # noqa: E402
+from jobs.environment import Environment, Worker  # noqa: E402
+from jobs.errors import BadSpec, Stopped  # noqa: E402
+from jobs.outbox import Outbox  # noqa: E402
+from jobs.sampling import Painter  # noqa: E402
+from jobs.specs import InferSpec, PromptRow  # noqa: E402
+from jobs.stores import FileStore  # noqa: E402
+from jobs.tiny import pipeline  # noqa: E402
+
+ROWS = (
+    PromptRow(line=1, prompt="a red circle", images=2),
+    PromptRow(line=3, prompt="a blue square", negative="red", seed=5, guidance=3.0),
+    PromptRow(line=4, prompt="a dot", scheduler="EulerAncestral"),
+    PromptRow(line=6, prompt="a green square", guidance_rescale=0.7),
+    PromptRow(line=7, prompt="two yellow dots", steps=3),
+    PromptRow(line=9, prompt="a red circle", images=2),
+    PromptRow(line=12, prompt="a line", scheduler="EulerAncestral"),
+)
+PICTURES = 9
+Row = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    ms.set_device("CPU")
+    ms.set_context(mode=ms.GRAPH_MODE)
+    folder = tmp_path_factory.mktemp("tiny") / "pipeline"
+    with eager():
+        pipeline.write_folder(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def painters(folder: Path) -> Callable[[int], Painter]:
+    made: dict[int, Painter] = {}
+
+    def painter(batch: int) -> Painter:
+        if batch not in made:
+            made[batch] = Painter(folder, ms.float32, width=64, height=64, batch=batch)
+            made[batch].compile()
+        return made[batch]
+
+    return painter
+
+
+class Job:
+    """Runs of one prompt file, each with a work directory and a store of its own."""
+
+    def __init__(self, folder: Path, place: Path) -> None:
+        self.folder, self.place, self.count = folder, place, 0
+        self.spec = InferSpec(
+            model=str(folder), precision="fp32", width=64, height=64, steps=2, batch_size=3,
+            prompts=ROWS,
+        )  # fmt: skip
+
+    def environment(self) -> Environment:
+        self.count += 1
+        work = self.place / f"work-{self.count}"
+        (work / "graphs").mkdir(parents=True)
+        store = str(self.place / f"store-{self.count}")
+        return Environment(spec="", run="r", store=store, uid="u", work=work, device="CPU")
+
+    def __call__(self, world: int = 1, *, done: list[Row] | None = None, **keys: Any) -> Painted:
+        env = self.environment()
+        spec = InferSpec.model_validate({**self.spec.model_dump(), **keys})
+        if done:
+            body = "".join(json.dumps(row) + "\n" for row in done).encode()
+            FileStore(Path(env.store)).write(layout.key("r", layout.PICTURES), body)
+        for rank in range(world):
+            infer.run(env, spec, Worker(rank, world))
+        return Painted(env.work)
+
+
+class Painted:
+    """What workers have handed over."""
+
+    def __init__(self, work: Path) -> None:
+        outbox = Outbox(work)
+        files = sorted((outbox.root / layout.IMAGES).glob("*.png"))
+        self.files = {path.name: path.read_bytes() for path in files}
+        paths = sorted((outbox.root / "rows").glob("*.json"))
+        self.rows = [json.loads(path.read_bytes()) for path in paths]
+        self.summaries = outbox.summaries()
+
+
+@pytest.fixture
+def job(
+    folder: Path,
+    painters: Callable[[int], Painter],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Job:
+    class Cache:
+        def publish(self) -> None:
+            pass
+
+    def loaded(*_: Any, batch: int, **__: Any) -> Painter:
+        return painters(batch)
+
+    monkeypatch.setattr(sampling, "Painter", loaded)
+    monkeypatch.setattr(graphs, "open_cache", lambda *_: Cache())
+    monkeypatch.setattr(painters(3), "compile", lambda *_: None)
+    return Job(folder, tmp_path)
+
+
+@pytest.fixture
+def whole(job: Job) -> Painted:
+    return job()
+
+
+def pixels(png: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(png)) as picture:
+        return np.asarray(picture)
+
+
+def test_pictures_are_the_same_whoever_paints_them_and_in_how_many_goes(
+    job: Job, whole: Painted
+) -> None:
+    assert len(whole.files) == PICTURES
+    assert len(set(whole.files.values())) == PICTURES
+    two = job(2)
+    assert two.files == whole.files
+    assert {row["worker"] for row in two.rows} == {0, 1}
+    half = whole.rows[::2]
+    rest = job(done=half)
+    assert sorted(rest.files) == sorted(Path(row["file"]).name for row in whole.rows[1::2])
+    assert rest.files.items() <= whole.files.items()
+
+
+def test_each_picture_alone_is_the_same(job: Job, whole: Painted) -> None:
+    for row in whole.rows:
+        name = Path(row["file"]).name
+        alone = job(only=f"{row['line']}.{row['image']}")
+        assert alone.files == {name: whole.files[name]}
+
+
+def test_a_recipe_paints_its_picture_again(job: Job, whole: Painted) -> None:
+    for name in ("00001-01.png", "00003-00.png", "00012-00.png"):
+        with Image.open(io.BytesIO(whole.files[name])) as picture:
+            keys = recipes.spec_of({str(k): v for k, v in picture.info.items()}, name)
+        env = job.environment()
+        spec = specs.parse({"kind": "infer", **keys})
+        assert isinstance(spec, InferSpec)
+        infer.run(env, spec, Worker(0, 1))
+        assert Painted(env.work).files == {name: whole.files[name]}
+
+
+def test_rows_tell_all_settings(whole: Painted) -> None:
+    by_line = {row["line"]: row for row in whole.rows}
+    assert len(by_line) == len(ROWS)
+    expected = {
+        "line": 3, "image": 0, "prompt": "a blue square", "negative": "red", "seed": 5,
+        "scheduler": "EulerDiscrete", "steps": 2, "guidance": 3.0, "guidance_rescale": 0.0,
+        "width": 64, "height": 64, "slot": 2, "worker": 0, "file": "images/00003-00.png",
+    }  # fmt: skip
+    assert expected.items() <= by_line[3].items()
+    assert by_line[4]["scheduler"] == "EulerAncestral"
+    assert by_line[7]["steps"] == 3
+    (summary,) = whole.summaries
+    assert summary["painted"] == summary["asked"] == PICTURES
+    assert set(summary["steps"]) == {"EulerDiscrete", "EulerAncestral"}
+    assert {"text", "denoise", "decode", "encode"} == set(summary["split"])
+
+
+def test_a_text_is_encoded_once(
+    job: Job, painters: Callable[[int], Painter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    painter, seen = painters(3), []
+    painter.embeddings.clear()
+    encode = type(painter.encoders).encode
+
+    def counted(self: Any, text: str) -> Any:
+        seen.append(text)
+        return encode(self, text)
+
+    monkeypatch.setattr(type(painter.encoders), "encode", counted)
+    job()
+    assert sorted(seen) == sorted({row.prompt for row in ROWS} | {"red"})
+
+
+def test_long_prompts_are_counted(job: Job, caplog: pytest.LogCaptureFixture) -> None:
+    rows = (PromptRow(line=2, prompt="a red circle " * 30), PromptRow(line=5, prompt="x" * 74))
+    with caplog.at_level(logging.WARNING, "jobs.infer"):
+        painted = job(prompts=(*rows, PromptRow(line=9, prompt="a cat")))
+    assert painted.summaries[0]["cut"] == 1
+    assert "cut=1 prompts after 77 tokens: lines 2" in caplog.text
+
+
+def broken(painter: Painter, word: str) -> tuple[Any, np.ndarray]:
+    """Make a word's embedding no number, in the first encoder; return how it was."""
+    number = painter.encoders.tokenizers[0](word).input_ids[1]
+    table = next(
+        p for name, p in painter.encoders.cells[0].parameters_and_names()
+        if "token_embedding" in name
+    )  # fmt: skip
+    was = table.asnumpy().copy()
+    bad = was.copy()
+    bad[number] = np.nan
+    table.set_data(ms.Tensor(bad))
+    painter.embeddings.clear()
+    return table, was
+
+
+def test_a_picture_that_fails_is_tried_once_more_and_told(
+    job: Job,
+    whole: Painted,
+    painters: Callable[[int], Painter],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    painter = painters(3)
+    table, was = broken(painter, "blue")
+    try:
+        with caplog.at_level(logging.WARNING, "jobs.infer"):
+            painted = job()
+    finally:
+        table.set_data(ms.Tensor(was))
+        painter.embeddings.clear()
+    (summary,) = painted.summaries
+    reason = "not a number; choose a wider precision"
+    assert summary["failures"] == [{"line": 3, "image": 0, "reason": reason}]
+    assert summary["painted"] == PICTURES - 1
+    assert caplog.text.count("again line=3 image=0") == 1
+    others = {name: png for name, png in whole.files.items() if name != "00003-00.png"}
+    assert painted.files == others, "neighbours of a failed picture are what they were"
+
+
+@pytest.mark.parametrize(("times", "failed"), [(1, 0), (2, 1)])
+def test_a_device_without_room_is_given_a_second_chance(
+    job: Job,
+    whole: Painted,
+    painters: Callable[[int], Painter],
+    monkeypatch: pytest.MonkeyPatch,
+    times: int,
+    failed: int,
+) -> None:
+    left = [times]
+    painter = painters(3)
+    real = painter._predict
+
+    def crowded(*arguments: Any) -> Any:
+        if left[0]:
+            left[0] -= 1
+            raise RuntimeError("Device(id:0) memory isn't enough and alloc failed, kernel name: x")
+        return real(*arguments)
+
+    monkeypatch.setattr(painter, "_predict", crowded)
+    painted = job()
+    failures = painted.summaries[0]["failures"]
+    assert [row["reason"][:13] for row in failures] == ["out of memory"] * failed
+    assert len(painted.files) == PICTURES - failed
+    assert painted.files.items() <= whole.files.items()
+
+
+def test_another_error_is_a_bug(
+    job: Job, painters: Callable[[int], Painter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    painter = painters(3)
+
+    def wrong(*_: Any) -> Any:
+        raise RuntimeError("For 'Add', the shapes do not fit")
+
+    monkeypatch.setattr(painter, "_predict", wrong)
+    with pytest.raises(RuntimeError, match="shapes"):
+        job()
+
+
+def test_a_stop_ends_between_two_batches_with_all_handed_over(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = job.environment()
+    outbox = Outbox(env.work)
+    paint = infer.paint
+
+    def stopping(session: Any, batch: Any) -> None:
+        paint(session, batch)
+        outbox.stop.touch()
+
+    monkeypatch.setattr(infer, "paint", stopping)
+    with pytest.raises(Stopped):
+        infer.run(env, job.spec, Worker(0, 1))
+    assert len(Painted(env.work).rows) == 3
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"), [({"width": 72}, ""), ({"only": "5-2"}, "only: '5-2' runs backwards")]
+)
+def test_what_cannot_be_painted_is_refused_before_compiling(
+    job: Job,
+    keys: Row,
+    told: str,
+    painters: Callable[[int], Painter],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    painter = painters(3)
+    if not told:
+        monkeypatch.setattr(painter, "factor", 16)
+        told = "size 72x64: this model wants multiples of 16"
+    with pytest.raises(BadSpec) as caught:
+        job(**keys)
+    assert told in str(caught.value)
+
+
+@pytest.mark.slow
+def test_batch_sizes_differ_by_rounding_only(
+    job: Job, whole: Painted, painters: Callable[[int], Painter]
+) -> None:
+    painters(1).compile = lambda *_: None  # type: ignore[method-assign]
+    single = job(batch_size=1)
+    assert single.files.keys() == whole.files.keys()
+    for name, png in single.files.items():
+        difference = np.abs(pixels(png).astype(int) - pixels(whole.files[name]).astype(int))
+        assert difference.max() <= 2
+        assert np.mean(difference > 0) <= 0.005
+
+
+def test_seeds_of_rows_win(job: Job, whole: Painted) -> None:
+    row = ROWS[0].model_copy(update={"seed": 77})
+    seeded = job(prompts=(row,), seed=1)
+    assert all(whole.files[name] != png for name, png in seeded.files.items())
+    assert {row["seed"] for row in seeded.rows} == {77}
+    assert seeded.files == job(prompts=(ROWS[0],), seed=77).files
