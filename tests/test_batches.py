@@ -94,3 +94,11 @@ def test_a_first_slot_moves_the_beginning_of_a_bucket() -> None:
     rows = [PromptRow(line=7, prompt="a", images=3)]
     plan = batches.plan(rows, spec(rows, first_slot=3, only="7.2"))
     assert [[r and r.image for r in batch.slots] for batch in plan] == [[None, 2, None, None]]
+
+
+def test_work_is_shared_by_its_cost() -> None:
+    steps = (60, 40, 40)
+    rows = [PromptRow(line=n, prompt="a", steps=s) for n, s in enumerate(steps, start=1)]
+    plan = batches.plan(rows, spec(rows, images=4))
+    shares = [[batch.steps for batch in batches.share(plan, rank, 2)] for rank in (0, 1)]
+    assert shares == [[60], [40, 40]]
