@@ -23,10 +23,9 @@ ms = pytest.importorskip("mindspore", reason="MindSpore is not installed (extra:
 from safetensors import safe_open  # noqa: E402
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
-from jobs import layout, lora, model, specs  # noqa: E402
+from jobs import layout, lora, model  # noqa: E402
 from jobs.compat import eager  # noqa: E402
-
-LORA_TARGETS = lora.TARGETS
+from jobs.specs import LORA_TARGETS  # noqa: E402
 from jobs.tiny import pipeline  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden" / "pytorch.safetensors"
@@ -67,10 +66,11 @@ class Ours:
     def inject(self) -> Arrays:
         """Put a LoRA with numbers of its own into all three; return its arrays."""
         rng = np.random.default_rng(1)
+        shape = lora.Shape(rank=RANK, alpha=ALPHA, seed=0)
         trained: dict[str, Any] = {}
         for name, cell in self.cells.items():
             targets = LORA_TARGETS if name == "unet" else lora.TEXT_TARGETS
-            trained |= lora.inject(cell, name, targets, rank=RANK, alpha=ALPHA, seed=0)
+            trained |= lora.inject(cell, name, targets, shape)
         for parameter in trained.values():
             value = 0.1 * rng.standard_normal(parameter.shape)
             parameter.set_data(ms.Tensor(value.astype(np.float32)))
