@@ -21,8 +21,8 @@ from pathlib import Path
 MOST_SECONDS, MOST_MIB = 3.0, 200
 _MAIN = "import sys; from launcher.cli import main; sys.exit(main())"
 _ARGUMENTS = (
-    "submit", "infer", "--backend", "kubernetes", "--npus", "8", "--dry-run",
-    "--image", "registry.example/jobs:1", "--prompts",
+    "submit", "infer", "--backend", "local", "--dry-run",
+    "--prompts",
 )  # fmt: skip
 _PROMPT = "a portrait of pirate number {}, in the style of an old sea chart, with ships behind it"
 
