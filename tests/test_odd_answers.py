@@ -16,7 +16,7 @@ import yaml
 
 from jobs.specs import TrainSpec
 from launcher import clusterruns
-from launcher.backends import kubernetes
+from launcher.backends import kubernetes, nodefacts
 from launcher.backends.following import Changes
 from launcher.backends.kubernetes import Kubernetes
 from launcher.errors import Forbidden, NameTaken, NotFound, Unreachable
@@ -152,6 +152,35 @@ def test_a_list_that_grew_too_old_between_two_pages_is_read_once_more(server: Se
     server.says(f"GET {JOBS} more", (410, {"message": "too old"}))
     with pytest.raises(Unreachable, match="410"):
         Kubernetes().runs()
+
+
+@pytest.mark.parametrize("padding", [0, 100_000])
+def test_all_pages_of_pods_are_counted_and_one_that_grew_too_old_is_asked_for_again(
+    server: Server, padding: int
+) -> None:
+    npu = "huawei.com/Ascend910"
+    node = {"metadata": {"name": "n"}, "status": {"allocatable": {npu: "8"}}}
+    pod = {
+        "metadata": {"name": "p"}, "status": {},
+        "spec": {"nodeName": "n", "containers": [{"resources": {"requests": {npu: "1"}}}]},
+    }  # fmt: skip
+
+    def page(count: int, more: str) -> Answer:
+        # The metadata stands first, as a server writes it.
+        document = {"metadata": {"pad": "x" * padding, "continue": more}, "items": [pod] * count}
+        return 200, json.dumps(document, separators=(",", ":")).encode()
+
+    everywhere = "GET /api/v1/pods"
+    server.says("GET /api/v1/nodes", (200, {"metadata": {}, "items": [node]}))
+    server.says(everywhere, page(2, "x"))
+    server.says(f"{everywhere} more", (410, {"message": "too old"}), page(3, "y"), page(1, ""))
+    (found,) = nodefacts.nodes(Kubernetes().api, npu) or ()
+    assert found.used == {npu: 6}
+    server.says(f"{everywhere} more", (403, {"message": "no"}))
+    (found,) = nodefacts.nodes(Kubernetes().api, npu) or ()
+    assert found.used is None
+    server.says("GET /api/v1/nodes", (403, {"message": "no"}))
+    assert nodefacts.nodes(Kubernetes().api, npu) is None
 
 
 @pytest.mark.parametrize(("code", "told"), [(403, True), (401, True), (410, False)])

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from queue import SimpleQueue
+from threading import Event, Semaphore
 from typing import TypeVar
 
 from launcher import fields
@@ -22,6 +24,10 @@ NODES = "/api/v1/nodes"
 PODS = "/api/v1/pods"
 PAGE = 500
 """Objects a page; all pods of a large cluster are hundreds of megabytes."""
+AHEAD = 3
+"""Pages that are on their way or wait to be counted: some 3 MB each."""
+_HEAD = 4096
+"""The list's own metadata, which stands first, is shorter, as a rule."""
 _CONTINUE = re.compile(rb'"continue":"([^"]*)"')
 _PLACED = "spec.nodeName!=,status.phase!=Succeeded,status.phase!=Failed"
 T = TypeVar("T")
@@ -41,15 +47,16 @@ def nodes(api: ApiServer, resource: str) -> tuple[Node, ...] | None:
         HTTPError: of urllib3, nobody answered.
         Unreachable: what answered is no API server.
     """
-    found = _allowed(lambda: _nodes(api))
-    if not found:
-        return found
-    offering = {row.name for row in found if row.allocatable.get(resource)}
-    taken = _allowed(lambda: _taken(api, offering, resource))
-    if taken is None:
+    # Side by side: the server writes one list while the other is read.
+    with ThreadPoolExecutor(1) as pool:
+        listed = pool.submit(_allowed, lambda: _nodes(api))
+        taken = _allowed(lambda: _taken(api, resource))
+        found = listed.result()
+    if not found or taken is None:
         return found
     return tuple(
-        replace(row, used=taken.get(row.name, {})) if row.name in offering else row for row in found
+        replace(row, used=taken.get(row.name, {})) if row.allocatable.get(resource) else row
+        for row in found
     )
 
 
@@ -57,30 +64,48 @@ def _nodes(api: ApiServer) -> tuple[Node, ...]:
     return tuple(node(row) for page in api.pages(NODES, limit=PAGE) for row in page["items"])
 
 
-def _taken(api: ApiServer, names: set[str], resource: str) -> dict[str, dict[str, int]]:
-    """Return what the pods with NPUs on each of the named nodes ask for.
-
-    The next page is fetched while this one is counted, and a page is dropped once it is.
-    """
+def _taken(api: ApiServer, resource: str) -> dict[str, dict[str, int]]:
+    """Return what the pods with NPUs on each node ask for; a page is dropped once it is counted."""
     taken: dict[str, dict[str, int]] = {}
-    with ThreadPoolExecutor(1) as pool:
-        coming: Future[bytes] | None = pool.submit(_page, api, "")
-        while coming:
-            page = coming.result()
-            found = _CONTINUE.search(page, 0, max(0, page.find(b'"items":')))
-            more = found[1].decode() if found else ""
-            coming = pool.submit(_page, api, more) if more else None
-            for node, asked in counted(page, resource).items():
-                if node in names:
-                    add(taken.setdefault(node, {}), asked)
+    for page in _pages(api):
+        for name, asked in counted(page, resource).items():
+            add(taken.setdefault(name, {}), asked)
     return taken
 
 
-def _page(api: ApiServer, more: str) -> bytes:
-    query = [("fieldSelector", _PLACED), ("limit", str(PAGE))]
-    query += [("continue", more)] if more else []
-    with api.stream(PODS, query, TIMEOUT) as answer:
-        return bytes(answer.read())
+def _pages(api: ApiServer) -> Iterator[bytes]:
+    """Yield the pages of all pods that take room.
+
+    The next page is asked for as soon as a page's beginning, which names it, has come: the server
+    writes it while the rest of this one is read and counted.
+    """
+    coming: SimpleQueue[Future[bytes] | None] = SimpleQueue()
+    room, over = Semaphore(AHEAD), Event()
+
+    def fetch(more: str) -> bytes:
+        room.acquire()
+        query = [("fieldSelector", _PLACED), ("limit", str(PAGE))]
+        query += [("continue", more)] if more else []
+        if over.is_set():
+            return b""
+        with api.stream(PODS, query, TIMEOUT) as answer:
+            head = bytes(answer.read(_HEAD))
+            if b'"items":' not in head:
+                head += bytes(answer.read())
+            found = _CONTINUE.search(head, 0, max(0, head.find(b'"items":')))
+            coming.put(pool.submit(fetch, found[1].decode()) if found and found[1] else None)
+            return head + bytes(answer.read())
+
+    with ThreadPoolExecutor(AHEAD) as pool:
+        try:
+            page: Future[bytes] | None = pool.submit(fetch, "")
+            while page:
+                yield page.result()
+                room.release()
+                page = coming.get()
+        finally:  # nobody wants the pages that are still to come
+            over.set()
+            room.release(AHEAD)
 
 
 def counted(page: bytes, resource: str) -> dict[str, dict[str, int]]:
