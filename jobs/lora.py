@@ -51,9 +51,12 @@ class LoraDense(nn.Cell):  # type: ignore[misc]
         self.up = Parameter(
             Tensor(np.zeros((outputs, rank), np.float32)), name=f"{name}.lora_B.weight"
         )
-        self.dropped = shape.dropout > 0
-        if self.dropped:
-            self.dropout = Dropout(shape.dropout, shape.key, name, inputs)
+        self.dropped = False
+
+    def drop(self, name: str, shape: Shape) -> None:
+        """Leave out a part of the update's inputs."""
+        self.dropped = True
+        self.dropout = Dropout(shape.dropout, shape.key, name, self.base.weight.shape[1])
 
     def construct(self, x: Tensor) -> Tensor:
         """Return [..., out] for [..., in]."""
@@ -90,24 +93,29 @@ def inject(
             f"there are {', '.join(sorted(n for n in leaves if not n.isdigit()))}"
         )
     trained: dict[str, Parameter] = {}
+    made: dict[str, LoraDense] = {}
     for name in sorted(found):
         parent_name, _, leaf = name.rpartition(".")
         parent = cell
         for part in filter(None, parent_name.split(".")):
             parent = parent[int(part)] if part.isdigit() else getattr(parent, part)
-        adapted = LoraDense(found[name], f"{prefix}.{name}", shape)
+        adapted = made[name] = LoraDense(found[name], f"{prefix}.{name}", shape)
         if leaf.isdigit():
-            parent[int(leaf)] = adapted
+            # Not by index: a list of cells guesses at names then, and fails at some (seen).
+            parent.insert_child_to_cell(leaf, adapted)
         else:
             setattr(parent, leaf, adapted)
         # Assignment renamed them after the leaf alone. Names must be unique: a graph from the
         # compile cache finds its parameters by name (seen: NaN from the second run on).
         adapted.down.name = f"{prefix}.{name}.lora_A.weight"
         adapted.up.name = f"{prefix}.{name}.lora_B.weight"
-        if shape.key is not None:
-            shape.key.name = KEY_NAME
         trained[f"{prefix}.{name}.lora_A.weight"] = adapted.down
         trained[f"{prefix}.{name}.lora_B.weight"] = adapted.up
+    if shape.key is not None:
+        # When all are in their places: a list of cells reads meaning into its Parameters' names.
+        for name, adapted in made.items():
+            adapted.drop(f"{prefix}.{name}", shape)
+        shape.key.name = KEY_NAME
     return trained
 
 

@@ -73,7 +73,8 @@ class Whole(Gradient):
         value, gradients = self.value_and_grad(
             noisy, timesteps, time_ids, target, weight, keep, text, text_2
         )
-        return self.update(value, gradients, lr, text_lr, decay, step, stop)
+        loss, norm, stops = self.update(value, gradients, lr, text_lr, decay, step, stop)
+        return loss, norm, stops
 
 
 class Sums(Gradient):
@@ -120,7 +121,8 @@ class Finish(nn.Cell):  # type: ignore[misc]
         self, lr: Tensor, text_lr: Tensor, decay: Tensor, step: Tensor, stop: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return what `Update` does."""
-        return self.update(self.total, self.sums, lr, text_lr, decay, step, stop)
+        loss, norm, stops = self.update(self.total, self.sums, lr, text_lr, decay, step, stop)
+        return loss, norm, stops
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

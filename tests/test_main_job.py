@@ -74,7 +74,11 @@ class Here:
         step = commits.committed_steps(self.store, run)[-1]
         folder = self.folder / "final" / run
         commits.download(self.store, f"{run}/checkpoints/{layout.step_name(step)}", folder)
-        return {path.name: path.read_bytes() for path in folder.iterdir()}
+        return {
+            str(path.relative_to(folder)): path.read_bytes()
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
 
 
 @pytest.fixture(scope="session")
@@ -242,28 +246,57 @@ def test_two_workers_compute_what_one_does_with_twice_the_batch(here: Here) -> N
     assert two != sorted(two), "a constant curve would prove nothing"
 
 
+EVERYTHING = (
+    "accumulate=2", "lr_schedule=cosine", "warmup_steps=2", "snr_gamma=5", "noise_offset=0.05",
+    "prediction_type=v_prediction", "caption_dropout=0.3", "flip=true",
+)  # fmt: skip
+OF_LORA = ("lora_dropout=0.2", "lora_targets=[to_q, ff.net.2]", "text_encoder_learning_rate=5e-4")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("method", "precision"), [("vanilla", "fp32"), ("lora-te", "fp32"), ("lora", "fp16")]
+    ("method", "precision", "more"),
+    [
+        ("vanilla", "fp32", (*EVERYTHING, "ema_decay=0.9")),
+        ("lora-te", "fp32", (*EVERYTHING, *OF_LORA)),
+        ("lora", "fp16", ()),
+    ],
 )
 def test_the_other_rows_train_and_resume_their_state(
-    here: Here, method: str, precision: str
+    here: Here, method: str, precision: str, more: tuple[str, ...]
 ) -> None:
     name = f"{method}-{precision}"
-    row = ("--method", method, "--precision", precision, "--npus", "1", "--name", name)
-    here.run(*TRAIN, *PLAIN, *row, "--steps", "8", "--set", "save_every=4")
-    losses = [r["loss"] for r in here.records(name, layout.METRICS)]
-    assert len(losses) == 8
-    assert np.isfinite(losses).all()
+    sets = [word for pair in (*more, "save_every=4") for word in ("--set", pair)]
+    row = ("--method", method, "--precision", precision, "--npus", "1", "--name", name, *sets)
+    here.run(*TRAIN, *PLAIN, *row, "--steps", "8")
+    rows = here.records(name, layout.METRICS)
+    assert len(rows) == 8
+    assert np.isfinite([row["loss"] for row in rows]).all()
     final = here.final(name)
     assert (layout.LORA_FILE in final) == (method != "vanilla")
+    assert ("pipeline/unet/diffusion_pytorch_model.safetensors" in final) == (method == "vanilla")
     # Back to the first commit: the second half is done again and must come out the same.
     run = here.runs / name
     for path in (run / "checkpoints" / "step-00000008" / layout.COMMITTED, run / layout.RESULT):
         path.unlink()
     (run / "local" / "termination").unlink()
-    here.run(*TRAIN, *PLAIN, *row, "--steps", "8", "--set", "save_every=4")
+    here.run(*TRAIN, *PLAIN, *row, "--steps", "8")
     assert here.final(name) == final
+    again = here.records(name, layout.METRICS)
+    told = ("step", "loss", "lr", "grad_norm", "loss_scale")
+    assert [[row[key] for key in told] for row in again] == [
+        [row[key] for key in told] for row in rows
+    ]
+    assert [row["attempt"] for row in again] == [1] * 4 + [2] * 4
+
+
+def test_a_run_whose_time_is_over_succeeds_with_what_it_has(here: Here) -> None:
+    submit = (*TRAIN, *PLAIN, "--npus", "1", "--name", "timed", "--steps", "1000")
+    here.run(*submit, "--set", "max_minutes=0.01")
+    result = here.result("timed")
+    assert result["ended"] == "max_minutes"
+    assert 1 <= result["steps"] < 1000
+    assert commits.committed_steps(here.store, "timed") == [result["steps"]]
 
 
 KILLED = (*TRAIN, *PLAIN, "--npus", "2", "--steps", "150", "--set", "save_every=7")

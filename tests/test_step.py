@@ -12,6 +12,7 @@ ms = pytest.importorskip("mindspore", reason="MindSpore is not installed (extra:
 from mindspore import nn, ops  # noqa: E402
 
 from jobs import lora  # noqa: E402
+from jobs.dropout import Dropout, new_key  # noqa: E402
 from jobs.errors import BadSpec  # noqa: E402
 from jobs.step import Outcome, Scalars, TrainStep  # noqa: E402
 from jobs.update import Options  # noqa: E402
@@ -222,6 +223,38 @@ def test_a_lora_of_another_model_is_refused() -> None:
     weights["unet.attn9.to_q.lora_B.weight"] = np.zeros((4, 2), np.float32)
     with pytest.raises(BadSpec, match=r"unet\.attn9\.to_q"):
         lora.merge({"unet": Two()}, weights, 1.0)
+
+
+def test_an_injected_dropout_goes_by_its_key() -> None:
+    """What the update sees is x times the module's mask; the frozen path sees all of x."""
+    key = new_key(len(INPUT))
+    net = Two()
+    trained = lora.inject(net, "unet", ("to_q", "to_out.0"), shape(dropout=0.5, key=key))
+    rng = np.random.default_rng(7)
+    arrays = {}
+    for name, parameter in trained.items():
+        arrays[name] = rng.standard_normal(parameter.shape).astype(np.float32)
+        parameter.set_data(ms.Tensor(arrays[name]))
+    found = []
+    for number in (1, 2, 1):
+        key.set_data(ms.Tensor(np.full((len(INPUT), 2), number, np.float32)))
+        found.append(net(ms.Tensor(INPUT)).asnumpy().copy())
+    assert np.array_equal(found[0], found[2])
+    assert not np.allclose(found[0], found[1], atol=1e-2)
+
+    def dense(cell: Any, x: np.ndarray) -> np.ndarray:
+        return x @ cell.weight.asnumpy().T + cell.bias.asnumpy()
+
+    def adapted(name: str, cell: Any, x: np.ndarray) -> np.ndarray:
+        full = f"unet.attn1.{name}"
+        mask = Dropout(0.5, key, full, x.shape[-1])(ms.Tensor(np.ones_like(x))).asnumpy()
+        down, up = (arrays[f"{full}.lora_{side}.weight"] for side in "AB")
+        return dense(cell.base, x) + ALPHA / RANK * ((x * mask) @ down.T @ up.T)
+
+    inner = net.attn1
+    expected = adapted("to_q", inner.to_q, INPUT)
+    expected = dense(inner.proj, adapted("to_out.0", inner.to_out[0], expected))
+    assert np.allclose(found[2], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_target_that_matches_nothing_is_refused() -> None:
