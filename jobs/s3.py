@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from jobs import multipart, ranges
@@ -28,6 +28,20 @@ PART_BYTES = 16 * 1024 * 1024  # a request costs nothing beside it, and losing i
 PARTS_AT_ONCE = 4
 BUFFERS = 6
 """Parts held in memory at once, over all files: 96 MiB."""
+
+
+_TYPES = {
+    ".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8", ".json": "application/json", ".png": "image/png",
+    ".jsonl": "text/plain; charset=utf-8", ".log": "text/plain; charset=utf-8",
+    ".txt": "text/plain; charset=utf-8",
+}  # fmt: skip
+"""What a browser shows by itself, such as a report that was pushed; all else it downloads."""
+
+
+def content_type(key: str) -> str:
+    """Return the media type of an object by its key's ending."""
+    return _TYPES.get(PurePosixPath(key).suffix.lower(), "application/octet-stream")
 
 
 class S3Store:
@@ -125,8 +139,9 @@ class S3Store:
             given = self.proof(digests)
             name = self.name(key)
             answer = self.client.put_object(
-                Bucket=self.bucket, Key=name, Body=data, **given, **conditions
-            )
+                Bucket=self.bucket, Key=name, Body=data, ContentType=content_type(key),
+                **given, **conditions,
+            )  # fmt: skip
             if not self.proven(answer, digests):
                 self.read_back(key, digests.sha256.hex())
             return Stored(len(data), digests.sha256.hex(), tag_of(answer))

@@ -82,6 +82,14 @@ def test_what_is_written_is_read_and_listed(
     assert keys(store, "run/") == ["run/c"]
 
 
+def test_a_browser_is_told_what_a_page_or_picture_is(store: S3Store) -> None:
+    kinds = {"report/index.html": "text/html", "a.PNG": "image/png", "a.safetensors": "octet-"}
+    for key, kind in kinds.items():
+        store.write(key, b"x")
+        answer = store.client.head_object(Bucket=store.bucket, Key=store.name(key))
+        assert kind in answer["ContentType"]
+
+
 def test_a_missing_object_is_file_not_found(store: S3Store, tmp_path: Path) -> None:
     for ask in (store.read, store.sha256, lambda key: store.get(key, tmp_path / "g")):
         with pytest.raises(FileNotFoundError, match=r"no/such"):
