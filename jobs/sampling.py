@@ -97,6 +97,8 @@ class Painter:
         self.zero_negative = bool(
             model.config(folder, "").get("force_zeros_for_empty_prompt", True)
         )
+        self.prediction: str | None = None
+        """What the UNet predicts, where it was trained for something else than the model's own."""
         self.pristine: dict[str, Floats] = {}
         self.tables: dict[tuple[str | None, int], schedules.Schedule] = {}
         self.embeddings: dict[str, _Embedding] = {}
@@ -213,6 +215,8 @@ class Painter:
         key = (scheduler, steps)
         if key not in self.tables:
             found = model.config(self.folder, "scheduler")
+            if self.prediction:
+                found["prediction_type"] = self.prediction
             self.tables[key] = schedules.read_off(schedules.configured(scheduler, found), steps)
         return self.tables[key]
 

@@ -124,6 +124,7 @@ def loop(this: Run, done: int, cache: graphs.Graphs) -> None:
 def painter_for(folder: Path, kind: Any, spec: TrainSpec) -> sampling.Painter:
     """Return a painter of validation pictures, its graphs compiled."""
     painter = sampling.Painter(folder, kind, width=spec.resolution, height=spec.resolution, batch=1)
+    painter.prediction = spec.prediction_type
     painter.compile()
     return painter
 

@@ -238,11 +238,15 @@ def test_two_workers_compute_what_one_does_with_twice_the_batch(here: Here) -> N
     here.run(*TRAIN, *PLAIN, "--steps", "12", "--npus", "2", "--name", "two")
     one = ("--npus", "1", "--set", "batch_size=2", "--name", "one")
     here.run(*TRAIN, *PLAIN, "--steps", "12", *one)
-    two, one_ = (
-        [row["loss"] for row in here.records(name, layout.METRICS)] for name in ("two", "one")
+    parts = ("--npus", "1", "--set", "accumulate=2", "--name", "parts")
+    here.run(*TRAIN, *PLAIN, "--steps", "12", *parts)
+    two, one_, parts_ = (
+        [row["loss"] for row in here.records(name, layout.METRICS)]
+        for name in ("two", "one", "parts")
     )
     assert len(two) == 12
     assert np.allclose(two, one_, rtol=1e-4)
+    assert np.allclose(parts_, one_, rtol=1e-4)
     assert two != sorted(two), "a constant curve would prove nothing"
 
 

@@ -3,7 +3,8 @@
 const runs = report.runs;
 const two = runs.length > 1;
 const styles = ["one", "two"];
-const NO_CURVE = new Set(["step", "steps", "time"]);
+// Of the phases there is a table: where the time went.
+const NO_CURVE = new Set(["step", "steps", "time", "attempt", "compile_s", "data_s", "step_s", "checkpoint_s", "validation_s"]);
 const FIRST = ["loss", "img_s", "ms_per_step", "grad_norm", "lr", "loss_scale"];
 const LABELS = { img_s: "pictures per second", ms_per_step: "milliseconds per step", grad_norm: "gradient norm", lr: "learning rate", loss_scale: "loss scale" };
 const label = (key) => LABELS[key] || key.replaceAll("_", " ").replace(".", ": ");

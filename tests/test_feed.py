@@ -1,0 +1,130 @@
+"""What a step is fed with: by seed and place alone, with noise, weights and dropped captions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("mindspore", reason="MindSpore is not installed (extra: cpu)")
+
+from jobs import diffusion
+from jobs.environment import Worker
+from jobs.errors import BadSpec
+from jobs.feed import Feed
+from jobs.specs import TrainSpec
+from jobs.tiny import pipeline
+
+NAMES = ("noisy", "timesteps", "time_ids", "target", "weight", "keep", "text", "text_2")
+COUNT, SIZE = 24, 4
+ALONE = Worker(0, 1)
+
+
+class Rows:
+    """Samples in memory, each filled with its own number."""
+
+    count, views = COUNT, 1
+
+    def row(self, index: int, view: int) -> tuple[np.ndarray, ...]:
+        mean = np.full((4, SIZE, SIZE), index, np.float32)
+        moments = np.concatenate([mean, np.full_like(mean, -30.0)])  # no spread
+        ids, text, pooled = (np.full(n, index, np.float32) for n in ((6,), (77, 8), (8,)))
+        return moments, ids, text, pooled
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, found in (
+        ("model_index.json", pipeline.INDEX),
+        ("scheduler/scheduler_config.json", pipeline.SCHEDULER),
+        ("vae/config.json", pipeline.VAE),
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(found))
+    return tmp_path
+
+
+def fed(
+    folder: Path, step: int = 0, part: int = 0, worker: Worker = ALONE, **given: Any
+) -> dict[str, np.ndarray]:
+    feed = Feed(Rows(), TrainSpec(**given), worker, folder)  # type: ignore[arg-type]
+    inputs = feed.inputs(step, part)
+    return {name: value.asnumpy() for name, value in zip(NAMES, inputs, strict=True)}
+
+
+def test_a_step_sees_the_same_samples_however_it_is_cut(folder: Path) -> None:
+    whole = fed(folder, step=3, batch_size=4)
+    parts = [fed(folder, 3, part, batch_size=2, accumulate=2) for part in range(2)]
+    workers = [fed(folder, 3, 0, Worker(rank, 2), batch_size=2) for rank in range(2)]
+    both = [
+        fed(folder, 3, part, Worker(rank, 2), batch_size=1, accumulate=2)
+        for part in range(2)
+        for rank in range(2)
+    ]
+    for cut in (parts, workers, both):
+        for name in NAMES:
+            assert np.array_equal(np.concatenate([one[name] for one in cut]), whole[name]), name
+    assert not np.array_equal(fed(folder, step=4, batch_size=4)["noisy"], whole["noisy"])
+
+
+def test_dropout_keys_go_by_the_sample_too(folder: Path) -> None:
+    def keys(step: int, part: int, worker: Worker, **given: Any) -> np.ndarray:
+        feed = Feed(Rows(), TrainSpec(**given), worker, folder)  # type: ignore[arg-type]
+        found: np.ndarray = feed.dropout_key(step, part).asnumpy()
+        return found
+
+    whole = keys(2, 0, Worker(0, 1), batch_size=4)
+    cut = [keys(2, part, Worker(0, 1), batch_size=2, accumulate=2) for part in range(2)]
+    assert np.array_equal(np.concatenate(cut), whole)
+    assert len(np.unique(whole, axis=0)) == 4
+
+
+def test_noise_is_what_makes_the_clean_latents_noisy(folder: Path) -> None:
+    found = fed(folder, batch_size=8)
+    levels = diffusion.alpha_bars(pipeline.SCHEDULER)[found["timesteps"]].reshape(-1, 1, 1, 1)
+    numbers = found["time_ids"][:, 0].reshape(-1, 1, 1, 1)
+    clean = (found["noisy"] - np.sqrt(1 - levels) * found["target"]) / np.sqrt(levels)
+    assert np.allclose(clean, numbers * pipeline.VAE["scaling_factor"], atol=1e-3)
+    assert np.array_equal(found["weight"], np.ones(8))
+    assert np.array_equal(found["keep"], np.ones(8))
+
+
+def test_offset_noise_is_constant_over_a_channel(folder: Path) -> None:
+    plain, offset = (fed(folder, batch_size=2, noise_offset=part) for part in (0.0, 0.3))
+    added = offset["target"] - plain["target"]
+    assert np.ptp(added, axis=(2, 3)).max() < 1e-6
+    values = added[:, :, 0, 0]
+    assert len(np.unique(values)) == 8
+    many = fed(folder, batch_size=256, noise_offset=0.3)["target"].mean((2, 3))
+    assert many.std() == pytest.approx(np.sqrt(0.3**2 + 1 / SIZE**2), rel=0.1)
+
+
+def test_the_spec_may_say_what_is_predicted(folder: Path) -> None:
+    noise = fed(folder, batch_size=4)
+    v = fed(folder, batch_size=4, prediction_type="v_prediction", snr_gamma=5.0)
+    assert np.array_equal(noise["noisy"], v["noisy"])
+    levels = diffusion.alpha_bars(pipeline.SCHEDULER)[v["timesteps"]].astype(np.float64)
+    clean = v["time_ids"][:, 0] * pipeline.VAE["scaling_factor"]
+    expected = np.sqrt(levels).reshape(-1, 1, 1, 1) * noise["target"] - (
+        np.sqrt(1 - levels) * clean
+    ).reshape(-1, 1, 1, 1)
+    assert np.allclose(v["target"], expected, atol=1e-4)
+    snr = levels / (1 - levels)
+    assert np.allclose(v["weight"], np.minimum(snr, 5.0) / (snr + 1), rtol=1e-5)
+
+
+def test_captions_are_dropped_by_a_mask(folder: Path) -> None:
+    found = fed(folder, batch_size=200, caption_dropout=0.25)
+    assert set(found["keep"]) == {0.0, 1.0}
+    assert abs(found["keep"].mean() - 0.75) < 0.1
+
+
+def test_a_model_without_zeros_for_no_caption_cannot_drop_them(folder: Path) -> None:
+    index = {**pipeline.INDEX, "force_zeros_for_empty_prompt": False}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(BadSpec, match="set caption_dropout to 0"):
+        fed(folder, caption_dropout=0.1)
+    assert fed(folder)["keep"] == 1
