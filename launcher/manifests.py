@@ -92,31 +92,6 @@ def render(plan: JobPlan, base: Manifest) -> Manifest:
     return manifest
 
 
-def to_yaml(manifest: Manifest) -> str:
-    """Return the manifest as YAML; the same bytes for the same manifest on every machine."""
-    import yaml
-
-    # Python's emitter: libyaml's breaks lines elsewhere, and not every machine has it.
-    class Dumper(yaml.SafeDumper):
-        pass
-
-    def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-        # Double quotes escape what single ones lose: PyYAML takes U+0085 for a line break and
-        # folds it away, so that what is read is not what was written.
-        style = None if value.isprintable() else '"'
-        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
-
-    Dumper.add_representer(str, text)
-    return yaml.dump(
-        manifest,
-        Dumper=Dumper,
-        sort_keys=False,
-        allow_unicode=True,
-        default_flow_style=False,
-        width=float("inf"),
-    )
-
-
 def literal(value: str) -> str:
     """Return an environment value that the kubelet hands on as `value`.
 

@@ -77,9 +77,33 @@ def as_document(document: object, form: str) -> None:
     if form == "json":
         as_json(document)
         return
+    data(to_yaml(document).rstrip("\n"))
+
+
+def to_yaml(document: object) -> str:
+    """Return a document as YAML; the same bytes for the same document on every machine."""
     import yaml
 
-    data(yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100).rstrip("\n"))
+    # Python's emitter: libyaml's breaks lines elsewhere, and not every machine has it.
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+        # Double quotes escape what single ones lose: PyYAML takes U+0085 for a line break and
+        # folds it away, so that what is read is not what was written.
+        style = None if value.isprintable() else '"'
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+    Dumper.add_representer(str, text)
+    found: str = yaml.dump(
+        document,
+        Dumper=Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=False,
+        width=float("inf"),
+    )
+    return found
 
 
 def error(text: str, hint: str = "") -> None:

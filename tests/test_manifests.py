@@ -18,7 +18,8 @@ from jobs.errors import FINAL, FREE
 from jobs.specs import InferSpec, PromptRow, Spec, TrainSpec, parse_json
 from launcher import devices, manifests
 from launcher.errors import Misconfigured
-from launcher.manifests import OWNED, base, render, to_yaml
+from launcher.manifests import OWNED, base, render
+from launcher.output import to_yaml
 from launcher.plan import JobPlan, plan
 from launcher.settings import Target
 from launcher.sizes import grace_seconds

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import yaml
 
 from launcher import errors, output
 
@@ -69,3 +70,9 @@ def test_each_exit_code_has_one_class():
     assert all(
         f"{cls.code}" in errors.__doc__ and cls.__name__ in errors.__doc__ for cls in classes
     )
+
+
+def test_a_manifest_that_is_printed_says_what_it_says(capfd):
+    document = {"a": "x\x85y", "b": "two\u2028lines", "c": {"$(X)": ["caf\xe9 " * 40]}}
+    output.as_document(document, "yaml")
+    assert yaml.safe_load(capfd.readouterr().out) == document

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from jobs.specs import InferSpec, PromptRow, TrainSpec, parse_json
-from launcher import manifests
+from launcher import manifests, output
 from launcher.backends.kubernetes import Kubernetes
 from launcher.devices import SERVERS
 from launcher.errors import Forbidden, LauncherError, Misconfigured, NameTaken
@@ -163,7 +163,7 @@ def test_any_prompt_survives_yaml_and_the_server(namespace: str, cluster: Any) -
     made = plan(
         TrainSpec(validation_prompts=NASTY), target(namespace=namespace), name="cat-1", npus=1
     )
-    text = manifests.to_yaml(manifests.render(made, manifests.base("train")))
+    text = output.to_yaml(manifests.render(made, manifests.base("train")))
     api = cluster.api()
     request = api.param_serialize(
         "POST",
