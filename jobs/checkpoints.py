@@ -52,7 +52,9 @@ def restore(folder: Path, spec: TrainSpec, step: TrainStep) -> int:
     import mindspore as ms
 
     loop = json.loads((folder / LOOP).read_text(encoding="utf-8"))
-    if changed := differences(loop["spec"], spec):
+    # Version 0.1.0 wrote the method and no spec.
+    before = loop.get("spec") or {**_decisive(spec), "method": loop["method"]}
+    if changed := differences(before, spec):
         raise BadSpec(
             f"checkpoint {folder.name}: was made with other values: {'; '.join(changed)}; "
             "repeat its values, or use a new run name"
@@ -72,9 +74,10 @@ def restore(folder: Path, spec: TrainSpec, step: TrainStep) -> int:
 def differences(before: Mapping[str, object], spec: TrainSpec) -> list[str]:
     """Return the decisive keys whose values differ from those of a checkpoint, with both values.
 
-    The number of steps may change while the learning rate does not go by it.
+    A key that is newer than the checkpoint had its default. The number of steps may change while
+    the learning rate does not go by it.
     """
-    now = _decisive(spec)
+    before, now = {**_decisive(TrainSpec()), **before}, _decisive(spec)
     free = {"steps"} if spec.lr_schedule == "constant" else set()
     return [
         f"{key} was {json.dumps(before.get(key)):.60}, not {json.dumps(now.get(key)):.60}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,22 @@ def test_what_changes_no_number_may_change(tmp_path: Path) -> None:
     checkpoints.save(tmp_path, spec(lr_schedule="cosine"), a_step(0.0), 70)
     with pytest.raises(BadSpec, match="steps was 100, not 400"):
         checkpoints.restore(tmp_path, spec(lr_schedule="cosine", steps=400), a_step(0.0))
+
+
+def test_a_checkpoint_of_an_older_version_is_gone_on_with(tmp_path: Path) -> None:
+    given = spec(learning_rate=2e-4)
+    checkpoints.save(tmp_path, given, a_step(0.0), 70)
+    path = tmp_path / checkpoints.LOOP
+    loop = json.loads(path.read_text())
+    del loop["spec"]["adam_beta1"]  # as if the key were newer
+    path.write_text(json.dumps(loop))
+    assert checkpoints.restore(tmp_path, given, a_step(0.0)) == 70
+    with pytest.raises(BadSpec, match=r"adam_beta1 was 0\.9, not 0\.8"):
+        checkpoints.restore(tmp_path, spec(learning_rate=2e-4, adam_beta1=0.8), a_step(0.0))
+    path.write_text(json.dumps({"step": 70, "seed": 0, "method": "lora", "trained": 1}))
+    assert checkpoints.restore(tmp_path, given, a_step(0.0)) == 70
+    with pytest.raises(BadSpec, match='method was "lora", not "lora-te"'):
+        checkpoints.restore(tmp_path, spec(method="lora-te"), a_step(0.0))
 
 
 def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
