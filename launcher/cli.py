@@ -239,7 +239,7 @@ def doctor(
     launcher doctor --pod
     launcher doctor --backend local --store s3://bucket/prefix
     """
-    from launcher import doctor as doctor_
+    from launcher.doctors import doctor as doctor_
 
     doctor_.examine(o.settings(ctx.params), pod=pod, as_json=json)
 

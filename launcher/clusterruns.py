@@ -12,14 +12,15 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from launcher import endings, fields, output, places, redraw
+from launcher import fields, output, places, redraw
 from launcher.backends.following import Changes
 from launcher.backends.kubernetes import Kubernetes
 from launcher.clusterstatus import Told, look
 from launcher.errors import Forbidden, NotFound, RunFailed, Unreachable
-from launcher.explain import explain
 from launcher.settings import Settings
 from launcher.snapshot import Snapshot
+from launcher.why import endings
+from launcher.why.explain import explain
 
 REFRESH_SECONDS = 10
 """A status that is watched is fetched anew so often where nothing wakes it: records change, too."""

@@ -12,11 +12,11 @@ from typing import Any
 from jobs.errors import BY_CODE
 from launcher import clusterrecords, fields, progress
 from launcher.backends.kubernetes import Kubernetes
-from launcher.explain import Explanation, explain
 from launcher.records import Progress
 from launcher.settings import Target
 from launcher.snapshot import Snapshot
-from launcher.timeline import timeline, told
+from launcher.why.explain import Explanation, explain
+from launcher.why.timeline import timeline, told
 
 KIND = "app.kubernetes.io/component"
 ENDED = ("succeeded", "failed")

@@ -18,7 +18,7 @@ from launcher.backends.following import Changes
 from launcher.backends.kubernetes import Kubernetes
 from launcher.backends.podlogs import Away, started
 from launcher.errors import Forbidden, LauncherError, NotFound, Unreachable
-from launcher.explain import explain
+from launcher.why.explain import explain
 
 Pod = Mapping[str, Any]
 

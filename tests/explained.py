@@ -13,9 +13,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from launcher import explain
 from launcher.nodes import Node, Taint
 from launcher.snapshot import Snapshot
+from launcher.why import explain
 
 GOLDEN = Path(__file__).parent / "golden" / "explain"
 _TIME = re.compile(r"\b\d+[smhd](?: \d+[smh])?\b")

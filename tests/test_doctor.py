@@ -12,7 +12,7 @@ from jobs.access import Access
 from jobs.s3 import S3Store
 from jobs.s3faults import translate
 from jobs.stores import FileStore
-from launcher import probe, storedoctor
+from launcher.doctors import probe, storedoctor
 
 
 def test_a_folder_that_works_is_left_as_it_was(tmp_path):

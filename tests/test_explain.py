@@ -14,7 +14,10 @@ from typing import Any, get_args
 import pytest
 from explained import GOLDEN, revived, words
 
-from launcher import (
+from launcher.nodes import Node
+from launcher.records import Progress
+from launcher.snapshot import Snapshot
+from launcher.why import (
     admission,
     attempts,
     explain,
@@ -23,9 +26,6 @@ from launcher import (
     schedulerwords,
     timeline,
 )
-from launcher.nodes import Node
-from launcher.records import Progress
-from launcher.snapshot import Snapshot
 
 SCENES = sorted(path.stem for path in GOLDEN.glob("*.json"))
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)

@@ -205,7 +205,7 @@ def test_readme_has_the_two_lines_that_ci_runs() -> None:
 
 def test_the_wheel_carries_the_bases() -> None:
     target = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
-    from launcher.rights import _FILES
+    from launcher.doctors.rights import _FILES
 
     rights = {f"k8s/{path}": f"launcher/bases/rbac/{name}.yaml" for name, path in _FILES.items()}
     assert target["force-include"] == {"k8s/jobs": "launcher/bases", **rights}

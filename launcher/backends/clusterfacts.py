@@ -12,15 +12,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from launcher import objectdoctor, queues, rights, scheduling
+from launcher import queues
 from launcher.backends import nodefacts
 from launcher.backends.apiserver import ApiServer, api_exception, message_of, translated
 from launcher.backends.kubernetes import Kubernetes
+from launcher.doctors import objectdoctor, rights
+from launcher.doctors.findings import Answer, Facts, Keys, Object, Wanted
+from launcher.doctors.rights import Right
 from launcher.errors import LauncherError
-from launcher.findings import Answer, Facts, Keys, Object, Wanted
 from launcher.nodes import Node
-from launcher.rights import Right
 from launcher.settings import KUEUE, VOLCANO
+from launcher.why import scheduling
 
 T = TypeVar("T")
 PARALLEL = 8

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from launcher import fields, podreasons
+from launcher import fields
 from launcher.backends.apiserver import ApiServer, api_exception, translated
+from launcher.doctors.findings import Line, Object, Wanted, failed
 from launcher.errors import LauncherError
-from launcher.findings import Line, Object, Wanted, failed
+from launcher.why import podreasons
 
 PROGRAM = ["python", "-m", "jobs.doctor"]
 ROOM = {

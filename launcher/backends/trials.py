@@ -9,10 +9,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from launcher import admission, queues
+from launcher import queues
 from launcher.backends.apiserver import ApiServer, api_exception, message_of, translated
 from launcher.backends.snapshots import JOBS, PODS
 from launcher.errors import Misconfigured
+from launcher.why import admission
 
 Manifest = Mapping[str, Any]
 

@@ -17,12 +17,13 @@ import pytest
 from explained import GOLDEN, anonymous, revived, untimed, words
 
 from jobs.specs import TrainSpec
-from launcher import explain, fields, manifests
+from launcher import fields, manifests
 from launcher.backends import snapshots
 from launcher.backends.apiserver import ApiServer
 from launcher.plan import plan
 from launcher.settings import Target
 from launcher.snapshot import Snapshot
+from launcher.why import explain
 
 IMAGE = "registry.example/jobs:1"
 NPU = "huawei.com/Ascend910"

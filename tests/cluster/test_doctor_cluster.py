@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher import cli, clusterdoctor, doctor, objectdoctor
+from launcher import cli
 from launcher.backends import clusterfacts
 from launcher.backends.kubernetes import Kubernetes
+from launcher.doctors import clusterdoctor, doctor, objectdoctor
+from launcher.doctors.findings import Answer, Facts, Wanted
+from launcher.doctors.rights import granted
 from launcher.errors import Misconfigured
-from launcher.findings import Answer, Facts, Wanted
-from launcher.rights import granted
 from launcher.settings import Target
 
 pytestmark = pytest.mark.cluster

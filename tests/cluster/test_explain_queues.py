@@ -15,7 +15,7 @@ from stagehand import NPU, Stage, check, now, until
 
 from launcher import fields
 from launcher.backends.apiserver import api_exception
-from launcher.queueing import QUEUE_LABEL
+from launcher.why.queueing import QUEUE_LABEL
 
 pytestmark = pytest.mark.cluster
 

@@ -20,8 +20,8 @@ from launcher.backends.clusterfacts import facts
 from launcher.backends.following import Changes
 from launcher.backends.kubernetes import Kubernetes
 from launcher.backends.podlogs import Away, PodLog
+from launcher.doctors.findings import Wanted
 from launcher.errors import Forbidden
-from launcher.findings import Wanted
 from launcher.plan import JobPlan, plan
 from launcher.settings import Target
 

@@ -31,7 +31,7 @@ class Painter:
         self.seconds: dict[str, float] = defaultdict(float)
         self.step_seconds: dict[str, tuple[float, int]] = {}
 
-    def compile(self, _sizes: Any) -> None:
+    def compile(self, _sizes: Any, *, texts: bool) -> None:
         time.sleep(0.1)
 
     def table(self, scheduler: str | None, _steps: int) -> SimpleNamespace:
