@@ -55,20 +55,27 @@ class Dropout(nn.Cell):  # type: ignore[misc]
         factor = cube(cube(place + one + self.module[0]) + high + two)  # [B, T, 1]
         offset = cube(factor + one + self.module[1])
         # Linear in the column, then not: pairs and whole rows are told apart alike.
-        drawn = cube(modulo(factor * self.columns + offset) + two)  # [B, T, F] in 0..PRIME-1
+        drawn = whole(cube(modulo(factor * self.columns + offset) + two))  # 0..PRIME-1, [B, T, F]
         mask = (drawn >= self.least).astype(ms.float32) * self.grow
         return (rows * mask.astype(x.dtype)).reshape(x.shape)
 
 
 def modulo(x: Tensor) -> Tensor:
-    """Return whole numbers modulo PRIME; x is whole and below 2^24."""
-    x = x - ops.floor(x * (1.0 / PRIME)) * PRIME
-    # The quotient is rounded: at a multiple of PRIME it may be one too low or too high.
-    x = ops.select(x < 0.0, x + PRIME, x)
-    return ops.select(x >= PRIME, x - PRIME, x)
+    """Return whole numbers that are x modulo PRIME, in -1..PRIME; x is below 2^24 in size.
+
+    The quotient is rounded, so that a multiple of PRIME may leave PRIME, and one less -1. Both are
+    right modulo PRIME, and small enough to go on with: PRIME^2 + 2 PRIME is below 2^24.
+    """
+    return x - ops.floor(x * (1.0 / PRIME)) * PRIME
 
 
 def cube(x: Tensor) -> Tensor:
-    """Return x^3 modulo PRIME."""
+    """Return x^3 modulo PRIME, in the same range."""
     x = modulo(x)
     return modulo(modulo(x * x) * x)
+
+
+def whole(x: Tensor) -> Tensor:
+    """Return what `modulo` left in 0..PRIME-1."""
+    x = ops.select(x < 0.0, x + PRIME, x)
+    return ops.select(x >= PRIME, x - PRIME, x)

@@ -36,7 +36,7 @@ def write_pipeline(
         base: the folder of the model that was trained.
         spec: the precision decides whether the UNet is written in fp16, else in fp32, since a
             numpy array can't be bf16; its prediction type goes into the scheduler.
-        weights: `unet.<name>`, as MindSpore names them.
+        weights: `unet.<name>`; mindone names them as diffusers does.
     """
     (target / "unet").mkdir(parents=True)
     for name in ("model_index.json", "unet/config.json"):
@@ -49,16 +49,10 @@ def write_pipeline(
         _set_prediction(target, spec.prediction_type)
     kind = np.float16 if spec.precision == "fp16" else np.float32
     arrays = {
-        diffusers_name(name.removeprefix("unet.")): np.ascontiguousarray(array.astype(kind))
+        name.removeprefix("unet."): np.ascontiguousarray(array.astype(kind))
         for name, array in weights.items()
     }
     save_file(arrays, target / "unet" / UNET_FILE, {"format": "pt"})
-
-
-def diffusers_name(name: str) -> str:
-    """Return a UNet parameter's name in PyTorch: norms there have weight and bias."""
-    head, dot, leaf = name.rpartition(".")
-    return f"{head}{dot}{ {'gamma': 'weight', 'beta': 'bias'}.get(leaf, leaf) }"
 
 
 def _link(source: Path, target: Path) -> None:
