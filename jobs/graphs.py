@@ -27,8 +27,8 @@ from jobs.stores import Store, open_store, sha256_of
 log = logging.getLogger("jobs.graphs")
 
 SOURCES = (
-    "dropout.py", "infer.py", "lora.py", "losses.py", "methods.py", "model.py", "sampling.py",
-    "step.py", "train.py", "update.py",
+    "cells.py", "dropout.py", "infer.py", "lora.py", "losses.py", "methods.py", "model.py",
+    "sampling.py", "step.py", "train.py", "update.py",
 )  # fmt: skip
 """Modules whose text decides a graph or the order of graphs."""
 

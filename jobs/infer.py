@@ -27,6 +27,7 @@ from jobs.stores import Store, open_store, sha256_of
 
 log = logging.getLogger("jobs.infer")
 
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 SHOWN = 20
 """Lines that one log line names."""
 
@@ -50,13 +51,13 @@ def run(env: Environment, spec: InferSpec, worker: Worker) -> None:
     check_settings(painter, mine)
     start_s, began = age(), time.monotonic()
     constants: dict[str, object] = {"precision": spec.precision, "batch_size": spec.batch_size}
-    constants |= {part: model.config(folder, part) for part in ("unet", "vae")}
+    constants |= {part: model.config(folder, part) for part in PARTS}
     cache = graphs.open_cache("infer", env, worker, {**constants, "sizes": shapes})
-    painter.compile(shapes)
+    painter.compile(shapes, texts=True)
     cache.publish()
     compile_s = time.monotonic() - began
     asked = sum(len(batch.pictures) for batch in plan)
-    told = (compile_s, 2 * len(shapes), " ".join(f"{w}x{h}" for w, h in shapes))
+    told = (compile_s, 2 * len(shapes) + 1, " ".join(f"{w}x{h}" for w, h in shapes))
     log.info("compile_s=%.1f graphs=%d sizes=%s", *told)
     cut = tell_cut(painter, rows, spec)
     log.info("prompts=%d pictures=%d batches=%d mine=%d", len(rows), asked, len(plan), len(mine))

@@ -1,7 +1,8 @@
-"""Owns the way from noise to picture: two compiled graphs and the sampler between them.
+"""Owns the way from text and noise to picture: compiled graphs and the sampler between them.
 
-Must not read prompts or write files. The graphs are compiled at a fixed place in a program, for
-each size the UNet's first, then the VAE's (see graphs). B pictures, h x w latent pixels.
+Must not read prompts or write files. The graphs are compiled at a fixed place in a program (see
+graphs): for each size the UNet's and the VAE's, then the text encoders'. B pictures, h x w latent
+pixels.
 """
 
 from __future__ import annotations
@@ -15,70 +16,19 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor
 from numpy.typing import NDArray
 
 from jobs import draws, lora, model, schedules
 from jobs.batches import Request as Request
 from jobs.batches import Size
+from jobs.cells import Decode, Denoise, Encode
 
 Floats = NDArray[np.float32]
 _Embedding = tuple[Floats, Floats]
 
 REMEMBERED = 512
 """Prompts whose embeddings are kept: at SDXL's size 630 KB each."""
-
-
-class Denoise(nn.Cell):  # type: ignore[misc]
-    """The UNet with classifier-free guidance (Ho & Salimans, arXiv 2207.12598, eq. 6)."""
-
-    def __init__(self, unet: nn.Cell, kind: Any) -> None:
-        super().__init__()
-        self.unet = unet
-        self.kind = kind
-
-    def construct(
-        self,
-        x: Tensor,
-        timestep: Tensor,
-        embeds: Tensor,
-        pooled: Tensor,
-        time_ids: Tensor,
-        guidance: Tensor,
-        rescale: Tensor,
-    ) -> Tensor:
-        """Return the guided prediction [B, 4, h, w] fp32; embeds [2B, 77, d], negatives first.
-
-        `guidance` and `rescale` are [B, 1, 1, 1]. The guided prediction's spread over a picture
-        is brought back to that of the prediction for the prompt alone, mixed by `rescale` (Lin et
-        al. 2023, arXiv 2305.08891, section 3.4, eqs. 15 and 16).
-        """
-        twice = ops.cat([x, x]).astype(self.kind)  # [B, 4, h, w] -> [2B, 4, h, w]
-        conditions = {"text_embeds": pooled.astype(self.kind), "time_ids": time_ids}
-        out = self.unet(twice, timestep, embeds.astype(self.kind), added_cond_kwargs=conditions)[0]
-        without, given = out.astype(ms.float32).chunk(2)
-        guided = without + guidance * (given - without)
-        # The ratio of variances, and 1e-12 in it, so that a constant prediction stays a number.
-        ratio = ops.sqrt((_variance(given) + 1e-12) / (_variance(guided) + 1e-12))
-        return guided * (1.0 + rescale * (ratio - 1.0))
-
-
-def _variance(x: Tensor) -> Tensor:
-    """Return the variance over everything but the batch, [B, 1, 1, 1]."""
-    centred = x - x.mean((1, 2, 3), True)
-    return (centred * centred).mean((1, 2, 3), True)
-
-
-class Decode(nn.Cell):  # type: ignore[misc]
-    """The VAE's decoder, fp32."""
-
-    def __init__(self, vae: nn.Cell) -> None:
-        super().__init__()
-        self.vae = vae
-
-    def construct(self, z: Tensor) -> Tensor:
-        """Return pictures [B, 3, H, W] in about -1..1 for latents [B, 4, h, w]."""
-        return self.vae.decode(z)[0]
 
 
 class Painter:
@@ -94,6 +44,7 @@ class Painter:
         self.unet = model.load_unet(folder, kind)
         self.denoise = Denoise(self.unet, kind)
         self.decode = Decode(model.load_vae(folder))
+        self.encode: Encode | None = None
         self.zero_negative = bool(
             model.config(folder, "").get("force_zeros_for_empty_prompt", True)
         )
@@ -133,13 +84,23 @@ class Painter:
         for name, parameter in self.unet.parameters_and_names():
             parameter.set_data(Tensor(weights[f"unet.{name}"]).astype(parameter.dtype))
 
-    def compile(self, sizes: Sequence[Size] = ()) -> None:
-        """Compile both graphs for each size, in this order; without sizes for the first one."""
+    def compile(self, sizes: Sequence[Size] = (), *, texts: bool = False) -> None:
+        """Compile the graphs, in a fixed order.
+
+        Args:
+            sizes: those to be painted; none means the painter's.
+            texts: whether there are enough texts to compile the encoders for: without, each new
+                one takes ten times as long.
+        """
         for size in sizes or (self.size,):
             x = np.zeros((self.batch, *self._shape(size)), np.float32)
             conditions = self._conditions([Request(1, 0, "", None, 0)] * self.batch)
             self._predict(x, 0.0, (*conditions, *self._settings(size, [0.0] * self.batch, [])))
             self._decoded(x)
+        if texts:
+            self.encode = Encode(self.encoders.cells)
+            self.embeddings.clear()
+            self._embedding("")
         self.seconds.clear()
 
     def paint(
@@ -260,11 +221,17 @@ class Painter:
 
     def _embedding(self, text: str) -> _Embedding:
         """Return a text's embeddings; the newest ones are kept."""
-        found = self.embeddings.pop(text, None) or self.encoders.encode(text)
+        found = self.embeddings.pop(text, None) or self._encoded(text)
         self.embeddings[text] = found  # behind the others: what was not used for long goes first
         if len(self.embeddings) > REMEMBERED:
             del self.embeddings[next(iter(self.embeddings))]
         return found
+
+    def _encoded(self, text: str) -> _Embedding:
+        if self.encode is None:
+            return self.encoders.encode(text)
+        embeds, pooled = self.encode(*(Tensor(row[None]) for row in self.encoders.tokens(text)))
+        return embeds.asnumpy()[0], pooled.asnumpy()[0]
 
 
 def step_noise(request: Request, step: int, shape: tuple[int, ...]) -> Floats:

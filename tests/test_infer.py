@@ -18,7 +18,7 @@ from PIL import Image
 
 ms = pytest.importorskip("mindspore", reason="MindSpore is not installed (extra: cpu)")
 
-from jobs import graphs, infer, layout, recipes, sampling, specs  # noqa: E402
+from jobs import draws, graphs, infer, layout, recipes, sampling, specs  # noqa: E402
 from jobs.compat import eager  # noqa: E402
 from jobs.environment import Environment, Worker  # noqa: E402
 from jobs.errors import BadSpec, Stopped  # noqa: E402
@@ -58,7 +58,7 @@ def painters(folder: Path) -> Callable[[int], Painter]:
     def painter(batch: int) -> Painter:
         if batch not in made:
             made[batch] = Painter(folder, ms.float32, width=64, height=64, batch=batch)
-            made[batch].compile()
+            made[batch].compile(texts=True)
         return made[batch]
 
     return painter
@@ -120,7 +120,7 @@ def job(
 
     monkeypatch.setattr(sampling, "Painter", loaded)
     monkeypatch.setattr(graphs, "open_cache", lambda *_: Cache())
-    monkeypatch.setattr(painters(3), "compile", lambda *_: None)
+    monkeypatch.setattr(painters(3), "compile", lambda *_, **__: None)
     return Job(folder, tmp_path)
 
 
@@ -188,15 +188,26 @@ def test_a_text_is_encoded_once(
 ) -> None:
     painter, seen = painters(3), []
     painter.embeddings.clear()
-    encode = type(painter.encoders).encode
+    encoded = painter._encoded
 
-    def counted(self: Any, text: str) -> Any:
+    def counted(text: str) -> Any:
         seen.append(text)
-        return encode(self, text)
+        return encoded(text)
 
-    monkeypatch.setattr(type(painter.encoders), "encode", counted)
+    monkeypatch.setattr(painter, "_encoded", counted)
     job()
     assert sorted(seen) == sorted({row.prompt for row in ROWS} | {"red"})
+
+
+def test_the_compiled_encoders_say_what_the_encoders_say(
+    job: Job, painters: Callable[[int], Painter]
+) -> None:
+    painter = painters(3)
+    for text in ("a red circle", ""):
+        for ours, theirs in zip(painter._encoded(text), painter.encoders.encode(text), strict=True):
+            assert ours.shape == theirs.shape
+            assert np.abs(ours - theirs).max() < 1e-5
+    assert np.abs(painter._encoded("a dot")[0] - painter._encoded("a line")[0]).max() > 0.1
 
 
 def test_long_prompts_are_counted(job: Job, caplog: pytest.LogCaptureFixture) -> None:
@@ -325,7 +336,7 @@ def test_what_cannot_be_painted_is_refused_before_compiling(
 def test_batch_sizes_differ_by_rounding_only(
     job: Job, whole: Painted, painters: Callable[[int], Painter]
 ) -> None:
-    painters(1).compile = lambda *_: None  # type: ignore[method-assign]
+    painters(1).compile = lambda *_, **__: None  # type: ignore[method-assign]
     single = job(batch_size=1)
     assert single.files.keys() == whole.files.keys()
     for name, png in single.files.items():
@@ -340,3 +351,18 @@ def test_seeds_of_rows_win(job: Job, whole: Painted) -> None:
     assert all(whole.files[name] != png for name, png in seeded.files.items())
     assert {row["seed"] for row in seeded.rows} == {77}
     assert seeded.files == job(prompts=(ROWS[0],), seed=77).files
+
+
+def test_what_a_sampler_adds_is_drawn_for_each_picture_and_step() -> None:
+    request = sampling.Request(3, 1, "x", None, 7)
+    places = [(3, 1, 0), (3, 1, 1), (3, 2, 0), (4, 1, 0), (1, 3, 0)]
+    drawn = [
+        sampling.step_noise(sampling.Request(line, image, "x", None, 7), step, (4, 8, 8))
+        for line, image, step in places
+    ]
+    drawn.append(sampling.step_noise(sampling.Request(3, 1, "x", None, 8), 0, (4, 8, 8)))
+    drawn.append(draws.picture_noise(7, 3, 1, (4, 8, 8)))
+    flat = np.stack(drawn).reshape(len(drawn), -1)
+    assert np.array_equal(flat[0], sampling.step_noise(request, 0, (4, 8, 8)).ravel())
+    closeness = np.abs(np.corrcoef(flat) - np.eye(len(flat)))
+    assert closeness.max() < 0.25, "256 numbers: three deviations are 0.19"
