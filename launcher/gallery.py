@@ -21,7 +21,7 @@ SETTINGS = (
 """Keys of a spec that say how each of its pictures was painted."""
 TOLD_ONCE = ("prompts",)
 """Keys of a spec that the pictures' own rows say better."""
-NOT_TOLD = ("sha256",)
+NOT_TOLD = ("sha256", "slot")
 """Keys of a row that would make the page larger and nobody wiser."""
 MOSTLY_DISTINCT = 0.7
 """Distinct values of a column, as a part of its rows, past which it is kept row by row."""

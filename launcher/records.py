@@ -230,7 +230,8 @@ def _seconds_left(step: int | None, steps: int | None, pace: float | None) -> fl
 def _failed(result: Row) -> tuple[int, ...]:
     """Return the line of each picture that could not be made."""
     found = result.get("failures")
-    lines = [row.get("line") for row in found if isinstance(row, dict)] if found else []
+    rows_of = found if isinstance(found, list) else []
+    lines = [row.get("line") for row in rows_of if isinstance(row, dict)]
     return tuple(line for line in lines if type(line) is int)
 
 

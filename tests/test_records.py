@@ -4,7 +4,7 @@ import json
 
 from jobs import commits, layout
 from jobs.stores import FileStore
-from launcher import records
+from launcher import progress, records
 
 TRAIN = {"kind": "train", "steps": 60}
 
@@ -69,3 +69,29 @@ def test_prompts_in_the_store_are_counted_there(tmp_path):
     )
     spec = {"kind": "infer", "images": 2, "prompts": {"key": "cache/prompts/x.jsonl"}}
     assert records.progress(store, "r", spec).asked == 4
+
+
+def test_pictures_asked_for_are_those_of_the_rows_and_the_selection(tmp_path):
+    store = FileStore(tmp_path)
+    rows = [{"line": 1}, {"line": 3, "images": 5}, {"line": 4, "images": 2}]
+    key = layout.prompts_key("0" * 64)
+    store.write(key, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    for prompts in (rows, {"key": key}):
+        spec = {"kind": "infer", "images": 3, "prompts": prompts}
+        assert records.progress(store, "r", spec).asked == 3 + 5 + 2
+        assert records.progress(store, "r", {**spec, "only": "1,4.1"}).asked == 3 + 1
+        assert records.progress(store, "r", {**spec, "only": "2-4"}).asked == 5 + 2
+
+
+def test_failures_and_speed_of_inference_are_told(tmp_path):
+    store = FileStore(tmp_path)
+    failures = [{"line": line, "image": 0, "reason": "black"} for line in (4, 4, 9)]
+    result = {"failures": failures, "img_s": 1.25, "s_per_step": {"LMS": 0.5}}
+    store.write("r/result.json", json.dumps(result).encode())
+    spec = {"kind": "infer", "prompts": [{"line": line} for line in range(1, 11)]}
+    found = records.progress(store, "r", spec)
+    assert found.failed == (4, 4, 9)
+    words = progress.words("infer", found)
+    assert words == "0 of 10 pictures, 3 failed: lines 4 9, 1.25 img/s, LMS 0.5 s/step"
+    store.write("r/result.json", b'{"failures": 3, "s_per_step": [1], "img_s": "x"}')
+    assert progress.words("infer", records.progress(store, "r", spec)) == "0 of 10 pictures"
