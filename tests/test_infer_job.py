@@ -90,6 +90,7 @@ def pixels(path: Path) -> bytes:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_sixty_prompts_are_the_same_pictures_however_they_are_painted(place: Here) -> None:
     kinds = ['"scheduler": "EulerAncestral"', '"steps": 3', '"guidance": 3', '"seed": 4']
     lines = [
