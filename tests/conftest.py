@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +30,15 @@ def missing() -> Callable[[str, str], NoReturn]:
         pytest.skip(reason)
 
     return told
+
+
+@pytest.fixture(scope="session")
+def on_cpu() -> None:
+    """Let MindSpore compute on the CPU; it takes a device once, before its first kernel."""
+    import mindspore
+
+    with contextlib.suppress(RuntimeError):  # an earlier test has begun: on the CPU, by default
+        mindspore.set_device("CPU")
 
 
 @pytest.fixture

@@ -17,9 +17,8 @@ BATCH, TOKENS, FEATURES, RATE = 2, 5000, 64, 0.25
 
 
 @pytest.fixture(autouse=True)
-def graph_mode() -> None:
+def graph_mode(on_cpu: None) -> None:
     ms.set_context(mode=ms.GRAPH_MODE)
-    ms.set_device("CPU")
 
 
 def keys(position: int) -> np.ndarray:

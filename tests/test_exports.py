@@ -20,8 +20,7 @@ from jobs.tiny import pipeline  # noqa: E402
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    ms.set_device("CPU")
+def base(on_cpu: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "pipeline"
     with eager():
         pipeline.write_folder(folder)

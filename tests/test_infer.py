@@ -42,8 +42,7 @@ Row = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    ms.set_device("CPU")
+def folder(on_cpu: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ms.set_context(mode=ms.GRAPH_MODE)
     folder = tmp_path_factory.mktemp("tiny") / "pipeline"
     with eager():

@@ -26,7 +26,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Here:
 
 
 @pytest.fixture(scope="module")
-def broken(place: Here) -> Path:
+def broken(on_cpu: None, place: Here) -> Path:
     """Return a pipeline whose first text encoder knows no number for the word blue."""
     from safetensors.numpy import load_file, save_file
     from transformers import CLIPTokenizer
@@ -34,7 +34,6 @@ def broken(place: Here) -> Path:
     from jobs.compat import eager
     from jobs.tiny import pipeline
 
-    ms.set_device("CPU")
     ms.set_context(mode=ms.GRAPH_MODE)
     folder = place.folder / "broken"
     with eager():

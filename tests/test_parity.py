@@ -37,8 +37,7 @@ Arrays = dict[str, np.ndarray]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    ms.set_device("CPU")
+def folder(on_cpu: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "pipeline"
     with eager():
         pipeline.write_folder(folder)

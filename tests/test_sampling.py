@@ -21,8 +21,7 @@ REQUEST = Request(3, 1, "a red circle", "a blue square", 11, guidance=5.0)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    ms.set_device("CPU")
+def folder(on_cpu: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ms.set_context(mode=ms.GRAPH_MODE)
     folder = tmp_path_factory.mktemp("tiny") / "pipeline"
     with eager():

@@ -21,9 +21,7 @@ from launcher import options  # noqa: E402
 SHAPE = (2, 4, 4, 4)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def device() -> None:
-    ms.set_device("CPU")
+pytestmark = pytest.mark.usefixtures("on_cpu")
 
 
 def drawn(seed: int) -> np.ndarray:

@@ -19,9 +19,8 @@ from jobs.update import Options  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
-def graph_mode() -> None:
+def graph_mode(on_cpu: None) -> None:
     ms.set_context(mode=ms.GRAPH_MODE)
-    ms.set_device("CPU")
 
 
 class Line(nn.Cell):  # type: ignore[misc]
