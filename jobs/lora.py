@@ -1,4 +1,4 @@
-"""Owns low-rank adaptation: inject into a UNet, read and write diffusers' file, merge in place.
+"""Owns low-rank adaptation: inject into a UNet, write diffusers' arrays, merge a file in place.
 
 Must not train or sample. A module `W` of [out, in] gets `W + alpha / rank * B @ A` with A of
 [rank, in] and B of [out, rank] (Hu et al. 2021, arXiv 2106.09685, section 4.1).
@@ -10,17 +10,24 @@ import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from numpy.typing import NDArray
 
+from jobs import adapters, tensors
 from jobs.dropout import KEY_NAME, Dropout
 from jobs.errors import BadSpec
 
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 """The text encoders' attention projections, as diffusers' SDXL LoRA script trains them."""
+
+
+Weights = Mapping[str, NDArray[Any]]
+"""Arrays of a LoRA, by key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,42 +139,77 @@ def diffusers_weights(
     }
 
 
+def modules(cells: Mapping[str, nn.Cell]) -> dict[str, Parameter]:
+    """Return the weight of each linear module and convolution, by `<cell>.<module>`."""
+    # Names by structure: MindSpore changes Parameter.name whenever a cell is nested.
+    return {
+        f"{part}.{name}": child.weight
+        for part, cell in cells.items()
+        for name, child in cell.cells_and_names()
+        if isinstance(child, nn.Dense | nn.Conv2d)
+    }
+
+
 def merge(
-    cells: Mapping[str, nn.Cell], weights: Mapping[str, NDArray[np.float32]], factor: float
-) -> int:
-    """Add `factor` times each LoRA update to its weight, in place; return how many were changed.
+    cells: Mapping[str, nn.Cell], weights: Weights, factor: float, what: str = "lora"
+) -> dict[str, NDArray[np.float32]]:
+    """Add `factor` times each LoRA update to its weight, in place; return what they were.
 
     In place, since a compiled graph sees `Parameter.set_data` and nothing else.
 
     Args:
         cells: the modules by the first part of the LoRA's names: unet, text_encoder, ...
-        weights: `<cell>.<module>.lora_A.weight` [rank, in] and `lora_B.weight` [out, rank].
+        weights: arrays of a LoRA in diffusers' or kohya's naming (see adapters).
+        factor: of all updates.
+        what: what messages call the LoRA.
 
     Raises:
-        BadSpec: the LoRA has a module that the model lacks, or of another size.
+        BadSpec: the LoRA has a module that the model lacks, or of another size; nothing is changed.
     """
-    count = 0
-    for name in sorted(weights):
-        if not name.endswith(".lora_A.weight"):
-            continue
-        module = name.removesuffix(".lora_A.weight")
-        part, _, path = module.partition(".")
-        # Names by structure: MindSpore changes Parameter.name whenever a cell is nested.
-        parameters = dict(cells[part].parameters_and_names()) if part in cells else {}
-        base = parameters.get(f"{path}.weight")
-        delta = weights[f"{module}.lora_B.weight"] @ weights[name]  # [out, rank] @ [rank, in]
-        if base is None or tuple(base.shape) != delta.shape:
-            raise BadSpec(f"LoRA: module {module} of {delta.shape} does not fit the model")
-        merged = base.astype(ms.float32).asnumpy() + np.float32(factor) * delta
-        base.set_data(Tensor(merged).astype(base.dtype))
-        count += 1
-    if count == 0:
-        raise BadSpec("LoRA: it has no module in diffusers' naming (...lora_A.weight)")
-    return count
+    parameters = modules(cells)
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    keys = {name: array.shape for name, array in weights.items()}
+    metadata = weights.metadata if isinstance(weights, File) else {}
+    pristine: dict[str, NDArray[np.float32]] = {}
+    for update in adapters.updates(keys, shapes, what, metadata):
+        base = parameters[update.module]
+        before = base.astype(ms.float32).asnumpy()
+        delta = np.float32(factor) * _delta(weights, update).reshape(before.shape)
+        pristine[update.module] = before
+        base.set_data(Tensor(before + delta).astype(base.dtype))
+    return pristine
 
 
-def read(path: Path) -> dict[str, NDArray[np.float32]]:
-    """Return the arrays of a LoRA file in diffusers' naming, fp32."""
-    from safetensors.numpy import load_file
+def restore(cells: Mapping[str, nn.Cell], pristine: Mapping[str, NDArray[np.float32]]) -> None:
+    """Put back, in place, what `merge` returned."""
+    parameters = modules(cells)
+    for name, value in pristine.items():
+        parameters[name].set_data(Tensor(value).astype(parameters[name].dtype))
 
-    return {name: array.astype(np.float32) for name, array in load_file(path).items()}
+
+def _delta(weights: Weights, update: adapters.Update) -> NDArray[np.float32]:
+    """Return alpha / rank * up @ down, [out, in * h * w]."""
+    up = np.asarray(weights[update.up], np.float32).reshape(-1, update.rank)
+    down = np.asarray(weights[update.down], np.float32).reshape(update.rank, -1)
+    alpha = update.alpha
+    number = float(weights[alpha].reshape(-1)[0]) if isinstance(alpha, str) else alpha
+    # Folded into `up`, as diffusers_weights does: both namings of one LoRA give the same bits.
+    scale = np.float32(1.0 if number is None else number / update.rank)
+    return (up * scale) @ down
+
+
+class File(dict[str, NDArray[Any]]):
+    """The arrays of a LoRA file, and its metadata."""
+
+    metadata: Mapping[str, str] = MappingProxyType({})
+
+
+def read(path: Path, what: str = "lora") -> File:
+    """Return the arrays of a LoRA file, in whichever naming.
+
+    Raises:
+        BadSpec: it is no safetensors file, or is cut short.
+    """
+    found = File(tensors.arrays(path, what))
+    found.metadata = tensors.header(path, what).metadata
+    return found

@@ -58,26 +58,18 @@ class Painter:
         self.step_seconds: dict[str, tuple[float, int]] = {}
         """Time spent so far in the steps of each scheduler, and their number."""
 
-    def set_lora(self, weights: Mapping[str, Floats], factor: float) -> int:
-        """Make this the one LoRA in the weights, in place; return the number of modules."""
+    def set_lora(self, weights: lora.Weights, factor: float, what: str = "lora") -> int:
+        """Make this the one LoRA in the weights, in place; return the number of modules.
+
+        Raises:
+            BadSpec: it does not fit the model.
+        """
         self.embeddings.clear()
-        cells = {
-            "unet": self.unet,
-            "text_encoder": self.encoders.cells[0],
-            "text_encoder_2": self.encoders.cells[1],
-        }
-        named = {
-            f"{part}.{name}": parameter
-            for part, cell in cells.items()
-            for name, parameter in cell.parameters_and_names()
-        }
-        for name, value in self.pristine.items():
-            named[name].set_data(Tensor(value).astype(named[name].dtype))
-        touched = {
-            f"{key.removesuffix('.lora_A.weight')}.weight" for key in weights if ".lora_A." in key
-        }
-        self.pristine = {n: named[n].astype(ms.float32).asnumpy() for n in touched if n in named}
-        return lora.merge(cells, weights, factor)
+        first, second = self.encoders.cells
+        cells = {"unet": self.unet, "text_encoder": first, "text_encoder_2": second}
+        lora.restore(cells, self.pristine)
+        self.pristine = lora.merge(cells, weights, factor, what)
+        return len(self.pristine)
 
     def set_unet(self, weights: Mapping[str, Floats]) -> None:
         """Replace the UNet's weights, in place."""
