@@ -1,0 +1,114 @@
+"""The drawings: what is kept apart stays apart, words tell the scene, pictures show it."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from jobs import draws
+from jobs.tiny import brush, captions, scenes
+
+
+def test_a_scene_is_a_function_of_its_seed_and_number() -> None:
+    assert scenes.scene(0, 4711) == scenes.scene(0, 4711)
+    assert scenes.scene(0, 4711) != scenes.scene(1, 4711)
+    assert len({scenes.scene(0, number) for number in range(200)}) == 200
+
+
+def test_what_is_set_apart_is_never_drawn_and_the_rest_is() -> None:
+    seen = set()
+    for number in range(10_000):
+        scene = scenes.scene(0, number)
+        kind = "thing" if scene.what in scenes.THINGS else "shape" if scene.place else "group"
+        seen.add((kind, (scene.colour, scene.what, scene.place or len(scene.spots))))
+    for kind in ("shape", "group", "thing"):
+        drawn = {combination for own, combination in seen if own == kind}
+        assert not drawn & scenes.apart(kind)
+        assert drawn == set(scenes.combinations(kind)) - scenes.apart(kind)
+
+
+def test_enough_is_set_apart_and_each_pair_of_it_is_known() -> None:
+    # 500 prompts: triples times backgrounds. Each two of a triple's words occur together in
+    # what is trained on, so that only the triple is new.
+    apart = scenes.apart("shape")
+    assert len(apart) * len(scenes.BACKGROUNDS) >= 500
+    trained = set(scenes.combinations("shape")) - apart
+    for triple in apart:
+        for one, two in itertools.combinations(range(3), 2):
+            assert any(row[one] == triple[one] and row[two] == triple[two] for row in trained)
+
+
+def test_objects_lie_inside_the_picture_and_a_group_does_not_overlap() -> None:
+    for number in range(1000):
+        spots = scenes.scene(0, number).spots
+        for spot in spots:
+            assert min(spot.x, spot.y) - spot.radius > -0.07
+            assert max(spot.x, spot.y) + spot.radius < 1.07
+        for a, b in itertools.combinations(spots, 2):
+            assert max(abs(a.x - b.x), abs(a.y - b.y)) > a.radius + b.radius
+
+
+def test_a_caption_tells_its_scene_in_many_ways() -> None:
+    for number in range(300):
+        scene = scenes.scene(0, number)
+        said = captions.varied(scene, draws.generator(0, 1, number))
+        words = said.text.replace(",", "").split()
+        assert scene.colour in words
+        assert scene.what in words or captions.plural(scene.what) in words
+        assert said.tells_background == (f"{scene.background}" in said.text)
+        if len(scene.spots) > 1:
+            assert scenes.COUNTS[len(scene.spots)] in words
+        if said.tells_place:
+            assert any(way in said.text for way in captions.PLACES[scene.place or ""])
+    scene = scenes.scene(0, 3)
+    many = {captions.varied(scene, draws.generator(0, 1, number)).text for number in range(400)}
+    assert len(many) > 60
+
+
+@pytest.mark.parametrize(
+    ("number", "sentence"),
+    [
+        (0, "a purple circle on the left on a white background"),
+        (8, "three black circles on a pale blue background"),
+        (17, "three brown crosses on a pink background"),
+    ],
+)
+def test_the_plain_caption(number: int, sentence: str) -> None:
+    assert captions.plain(scenes.scene(0, number)) == sentence
+
+
+@pytest.mark.parametrize("what", [*scenes.SHAPES, *scenes.THINGS])
+def test_a_shape_has_its_colour_and_covers_what_it_should(what: str) -> None:
+    spot = scenes.Spot(0.5, 0.5, 0.25)
+    scene = scenes.Scene("red", what, "white", scenes.MIDDLE, "", (spot,))
+    picture = np.asarray(brush.draw(scene), np.float64)
+    covered = (np.abs(picture - scenes.COLOURS["red"]).sum(axis=-1) < 30).mean()
+    side = 2 * spot.radius
+    # Parts of the square around it: by geometry, and for things between bounds.
+    areas = {
+        "circle": np.pi / 4, "square": 0.92**2, "triangle": 1.05 / 2, "diamond": 1.1**2 / 2,
+        "cross": 2 * 0.34 - 0.34**2, "ring": np.pi / 4 * (1.05**2 - (1.05 - 0.38) ** 2),
+    }  # fmt: skip
+    if what in areas:
+        assert covered == pytest.approx(areas[what] * side**2, rel=0.06)
+    else:
+        assert 0.25 * side**2 < covered < 0.75 * side**2
+    assert tuple(picture[0, 0]) == scenes.BACKGROUNDS["white"]
+
+
+def test_styles_keep_place_and_colour_and_look_different() -> None:
+    scene = scenes.Scene(
+        "blue", "square", "white", "top left", "", (scenes.Spot(0.22, 0.22, 0.16),)
+    )
+    flat, hatched, neon = (
+        np.asarray(brush.draw(scene, 128, style), np.float64)
+        for style in ("flat", "hatched", "neon")
+    )
+    inside = (slice(14, 42), slice(14, 42))
+    assert np.ptp(flat[inside], axis=(0, 1)).max() == 0
+    blue = np.abs(hatched[inside] - scenes.COLOURS["blue"]).sum(axis=-1) < 60
+    assert 0.2 < blue.mean() < 0.5
+    assert neon[64:, 64:].max() < 40 < neon[inside].max()
+    assert tuple(hatched[-1, -1]) == scenes.BACKGROUNDS["white"]
