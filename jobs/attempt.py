@@ -105,6 +105,7 @@ def prepare(env: Environment, spec: specs.Spec, stop: StopRequest) -> Attempt:
 
     Raises:
         BadSpec: the run belongs to another submission.
+        BadData: it has committed states, and all are damaged.
         Unavailable: the store was away past the deadline.
     """
     store = open_store(env.store, env.access, Outbox(env.work).uploads)
@@ -113,7 +114,12 @@ def prepare(env: Environment, spec: specs.Spec, stop: StopRequest) -> Attempt:
         stop,
         "claim",
         lambda: commits.take_claim(
-            store, env.run, cluster=env.cluster, namespace=env.namespace, uid=env.uid
+            store,
+            env.run,
+            cluster=env.cluster,
+            namespace=env.namespace,
+            uid=env.uid,
+            take_over=spec.kind == "train" and spec.fork,
         ),
     )
     if _is_ours(env.work / OWNER, claim):
@@ -210,7 +216,7 @@ def _restore_checkpoint(attempt: Attempt) -> int:
     """Fetch the newest committed state that is whole, and return its step; 0 if there is none.
 
     Raises:
-        Unavailable: there are committed states, and all are damaged.
+        BadData: there are committed states, and all are damaged.
     """
     env, store = attempt.env, attempt.store
     steps = commits.committed_steps(store, env.run)
@@ -223,7 +229,7 @@ def _restore_checkpoint(attempt: Attempt) -> int:
         except (BadData, FileNotFoundError) as error:
             shutil.rmtree(folder, ignore_errors=True)
             if step == steps[0]:
-                raise Unavailable(
+                raise BadData(
                     f"run {env.run!r}: no committed step is whole ({error}); repair it, or start "
                     "over under another name"
                 ) from error

@@ -75,8 +75,19 @@ def _files(folder: Path) -> list[tuple[str, Path]]:
     return [(path.relative_to(folder).as_posix(), path) for path in paths]
 
 
-def take_claim(store: Store, run: str, *, cluster: str, namespace: str, uid: str) -> Claim:
+def take_claim(
+    store: Store, run: str, *, cluster: str, namespace: str, uid: str, take_over: bool = False
+) -> Claim:
     """Make the run this submission's, as its next attempt, and return the claim.
+
+    Args:
+        store: the run's.
+        run: its name.
+        cluster: of this attempt.
+        namespace: of this attempt.
+        uid: of the submission.
+        take_over: whether another submission's run may be gone on with; whatever still writes to
+            it can't commit any more.
 
     Raises:
         BadSpec: another submission writes to the prefix, or was quicker.
@@ -94,7 +105,7 @@ def take_claim(store: Store, run: str, *, cluster: str, namespace: str, uid: str
             raise BadSpec(
                 f"run {run!r}: its {layout.CLAIM} is damaged; choose another name"
             ) from error
-        if before.uid != uid:
+        if before.uid != uid and not take_over:
             raise BadSpec(
                 f"run {run!r}: its records belong to another submission ({before.uid} in "
                 f"{before.cluster or 'a cluster'}); choose another name"

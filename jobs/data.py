@@ -62,6 +62,10 @@ class Captioned:
         except OSError as error:
             raise BadData(f"{name}: cannot be read ({error.strerror})") from error
 
+    def name(self, index: int) -> str:
+        """Return the path of a picture, or the number of its row."""
+        return self._source(index)[0]
+
     def _source(self, index: int) -> tuple[str, bytes | None]:
         cell = self.rows[index][self.column]
         return str(cell.get("path") or f"row {index}"), cell.get("bytes")

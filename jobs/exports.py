@@ -6,8 +6,6 @@ linked where the disk allows it, so that the parts that were not trained take no
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from jobs import model
+from jobs import pipelines
 from jobs.specs import TrainSpec
 
 UNET_FILE = "diffusion_pytorch_model.safetensors"
@@ -44,28 +42,12 @@ def write_pipeline(
     for part in PARTS:
         for path in sorted((base / part).rglob("*")):
             if path.is_file():
-                _link(path, target / part / path.relative_to(base / part))
+                pipelines.link(path, target / part / path.relative_to(base / part))
     if spec.prediction_type:
-        _set_prediction(target, spec.prediction_type)
+        pipelines.set_prediction(target, spec.prediction_type)
     kind = np.float16 if spec.precision == "fp16" else np.float32
     arrays = {
         name.removeprefix("unet."): np.ascontiguousarray(array.astype(kind))
         for name, array in weights.items()
     }
     save_file(arrays, target / "unet" / UNET_FILE, {"format": "pt"})
-
-
-def _link(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    source = source.resolve()  # the hub's cache holds links
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy(source, target)
-
-
-def _set_prediction(folder: Path, prediction: str) -> None:
-    found = model.config(folder, "scheduler") | {"prediction_type": prediction}
-    path = folder / "scheduler" / "scheduler_config.json"
-    path.unlink()  # a link: the base model's own file must stay
-    path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -10,7 +10,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 
@@ -72,6 +72,7 @@ class Journal:
         self.clock = Clock()
         self.seconds: list[float] = []
         """Of each step of this attempt, data included."""
+        self.forked: tuple[str, ...] = ()
         self.attempt = _attempt(env)
         for row in _rows(self.outbox):
             for phase in PHASES:
@@ -90,12 +91,19 @@ class Journal:
             **{f"{phase}_s": round(value, 4) for phase, value in self.clock.row.items()},
             "time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         }
+        if self.forked:
+            row["forked"], self.forked = list(self.forked), ()
         self.clock.row = dict.fromkeys(PHASES, 0.0)
         self.outbox.append(layout.METRICS, row)
         pace = f" ms_per_step={speed['ms_per_step']} img_s={speed['img_s']}"
         numbers = (told.step, self.spec.steps, told.loss, told.grad_norm, told.lr)
         more = pace if speed["img_s"] else ""
         log.info("step=%d/%d loss=%.6f grad_norm=%.4f lr=%.3g%s", *numbers, more)
+
+    def tell_fork(self, done: int, changed: Sequence[str]) -> None:
+        """Note that the run goes on from step `done` with other values: the next row says it."""
+        log.warning("forked=%d changed: %s", done, "; ".join(changed))
+        self.forked = tuple(changed)
 
     def is_due(self, done: int) -> bool:
         """Say whether a row is, beside those of checkpoints: every `log_every` steps and at 1."""

@@ -37,6 +37,8 @@ log = logging.getLogger("jobs.latents")
 Array = NDArray[Any]
 SOURCES = ("latents.py", "pixels.py", "model.py", "encodings.py", "draws.py")
 """Modules whose text decides the numbers."""
+SAMPLE_HEX = 8
+"""Digits by which a sample is known again."""
 PACKAGES = ("mindspore", "mindone", "numpy", "pillow", "transformers")
 
 
@@ -50,6 +52,8 @@ class Encoded:
     """Samples."""
     views: int
     """Crops and mirror images of each picture."""
+    samples: str = ""
+    """What each sample is, picture and caption, SAMPLE_HEX digits of its digest after another."""
 
     def row(self, index: int, view: int) -> tuple[Array, Array, Array, Array]:
         """Return what a step needs of sample `index`, its picture seen in crop `view`.
@@ -75,7 +79,7 @@ def encode(
     gang = Gang.of(env, worker)
     maker = _Maker(captioned, folder, kind, spec, gang)
     cache = Cache.open(env, gang)
-    pictures, captions = _keys(captioned, folder, spec, env, gang)
+    pictures, captions, samples = _keys(captioned, folder, spec, env, gang)
     views = len(maker.places(0)) * (2 if spec.flip else 1)
     count = len(captioned.captions)
     encoded = Encoded(
@@ -83,6 +87,7 @@ def encode(
         captions=cache.shelve(captions, SHARD, maker.captions),
         count=count,
         views=views,
+        samples=samples,
     )
     tallies = gang.exchange("tally", asdict(cache.tally))
     found, made, size = (sum(row[name] for row in tallies) for name in ("found", "made", "bytes"))
@@ -172,8 +177,8 @@ def _samples(shard: int, count: int) -> range:
 
 def _keys(
     captioned: Captioned, folder: Path, spec: TrainSpec, env: Environment, gang: Gang
-) -> tuple[list[str], list[str]]:
-    """Return the content keys of the pictures' shards and of the captions'."""
+) -> tuple[list[str], list[str], str]:
+    """Return the content keys of the pictures' shards and of the captions', and the samples."""
     digests = Digests.open(env.cache / "digests", gang.worker.rank)
     count = len(captioned.captions)
 
@@ -222,7 +227,11 @@ def _keys(
         captions.append(
             content_key(of_captions | {"captions": [captioned.captions[index] for index in rows]})
         )
-    return pictures, captions
+    samples = "".join(
+        content_key({"picture": digest, "caption": caption})[:SAMPLE_HEX]
+        for digest, caption in zip(bytes_, captioned.captions, strict=True)
+    )
+    return pictures, captions, samples
 
 
 def _files(folder: Path, part: str) -> list[Path]:

@@ -39,7 +39,7 @@ def build(
         unet = load_master(folder, kind, spec)
         trained = {f"unet.{name}": p for name, p in unet.parameters_and_names()}
     else:
-        unet = model.load_unet(folder, kind)
+        unet = model.load_unet(folder, kind, flash=spec.flash_attention is not False)
         trained = lora.inject(unet, "unet", spec.lora_targets, shape)
     loss: nn.Cell = NoiseLoss(unet, kind)
     if spec.method == "lora-te":
@@ -57,7 +57,8 @@ def build(
 
 def load_master(folder: Path, kind: Any, spec: TrainSpec) -> nn.Cell:
     """Return the UNet with fp32 weights that are trained; its graph computes in `kind`."""
-    unet = model.load_unet(folder, model.DTYPES["fp32"])
+    flash = spec.flash_attention is not False
+    unet = model.load_unet(folder, model.DTYPES["fp32"], flash=flash)
     if spec.precision != "fp32":
         unet.to_float(kind)
     for parameter in unet.get_parameters():
@@ -91,7 +92,7 @@ def constants(folder: Path, spec: TrainSpec) -> dict[str, object]:
     """Return every value that is baked into one of the training's graphs."""
     names = (
         "method", "precision", "resolution", "batch_size", "accumulate", "recompute",
-        "lora_rank", "lora_alpha", "lora_dropout", "lora_targets",
+        "flash_attention", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets",
         "weight_decay", "max_grad_norm", "adam_beta1", "adam_beta2", "adam_epsilon",
     )  # fmt: skip
     found: dict[str, object] = {name: getattr(spec, name) for name in names}

@@ -1,12 +1,11 @@
-"""Owns loading SDXL: where its folder is, its parts and their types, captions to embeddings.
+"""Owns loading SDXL from its pipeline folder: its parts and their types, captions to embeddings.
 
-Must not train or sample.
+Must not train or sample, nor know where the folder comes from (see pipelines).
 """
 
 from __future__ import annotations
 
-import json
-import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ from mindspore import nn
 from numpy.typing import NDArray
 
 from jobs.compat import eager
-from jobs.environment import Environment
-from jobs.errors import BadSpec, Unavailable
+from jobs.errors import BadSpec
+from jobs.pipelines import config as config
+from jobs.pipelines import locate as locate
 from jobs.specs import Precision
 
 DTYPES = {"fp16": ms.float16, "bf16": ms.bfloat16, "fp32": ms.float32}
@@ -37,86 +37,77 @@ def dtype(precision: Precision, device: str) -> Any:
     return DTYPES[precision]
 
 
-def locate(model: str, revision: str, env: Environment) -> Path:
-    """Return the pipeline folder of a model, fetched from the hub or built where needed.
+def load_unet(folder: Path, kind: Any, *, flash: bool = True) -> nn.Cell:
+    """Return the UNet, frozen, with weights of type `kind`.
+
+    Args:
+        folder: of the pipeline.
+        kind: MindSpore's type.
+        flash: whether it has flash attention where the device has it.
 
     Raises:
-        BadSpec: a folder without a pipeline, or a path that does not exist.
-        Unavailable: the hub cannot be reached.
+        BadSpec: the folder lacks some of its weights, or they are of another shape.
     """
-    if model == "tiny":
-        return _tiny(env)
-    folder = Path(model)
-    if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
-            raise BadSpec(
-                f"model {model}: no model_index.json in it; name a diffusers pipeline folder"
-            )
-        return folder
-    if folder.is_absolute() or model.startswith(".") or model.count("/") != 1:
-        raise BadSpec(f"model {model}: no such folder, and not a hub id (owner/name)")
-    from huggingface_hub import snapshot_download
-
-    try:
-        patterns = ["*.json", "*.txt", "*.safetensors"]
-        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
-    except Exception as error:
-        reason = str(error).splitlines()[0][:200]
-        raise Unavailable(
-            f"model {model}: the hub gave nothing ({reason}); name a folder"
-        ) from error
-
-
-def _tiny(env: Environment) -> Path:
-    from jobs.tiny import pipeline
-
-    folder = env.work / "models" / f"tiny-{pipeline.VERSION}"
-    if not folder.is_dir():
-        # Each worker builds its own and renames it; the first one wins.
-        part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
-        with eager():
-            pipeline.write_folder(part)
-        try:
-            part.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    return folder
-
-
-def config(folder: Path, part: str) -> dict[str, Any]:
-    """Return the configuration of one part of a pipeline folder, or of all of it for "".
-
-    Raises:
-        BadSpec: the part is missing.
-    """
-    names = {"": "model_index.json", "scheduler": "scheduler_config.json"}
-    path = folder / part / names.get(part, "config.json")
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadSpec(
-            f"model {folder}: {path.name} of {part or 'the pipeline'} cannot be read: {error}"
-        ) from error
-    return found
-
-
-def load_unet(folder: Path, kind: Any) -> nn.Cell:
-    """Return the UNet, frozen, with weights of type `kind`."""
     from mindone.diffusers import UNet2DConditionModel
 
-    return _frozen(
-        UNet2DConditionModel.from_pretrained(str(folder), subfolder="unet", mindspore_dtype=kind)
-    )
+    cell = _loaded(UNet2DConditionModel.from_pretrained, folder, "unet", kind)
+    return _attending(cell, flash=flash)
+
+
+def attention(wanted: bool | None, kind: Any, device: str) -> str:
+    """Return how a UNet of that type attends on a device: flash, or math.
+
+    Args:
+        wanted: what the spec says; none means flash where the device has it.
+        kind: MindSpore's type.
+        device: Ascend or CPU.
+
+    Raises:
+        BadSpec: flash is wanted, and the device has none for that type.
+    """
+    has = device == "Ascend" and kind in (ms.float16, ms.bfloat16)
+    if wanted and not has:
+        raise BadSpec(
+            f"flash_attention: {device} has none in {kind}; leave it out, or choose fp16 on Ascend"
+        )
+    return "flash" if has and wanted is not False else "math"
+
+
+def _attending(cell: nn.Cell, *, flash: bool) -> nn.Cell:
+    """Decide how a part attends: by itself mindone would compute fp32's attention in fp16."""
+    for _, child in cell.cells_and_names():
+        if hasattr(child, "enable_flash_sdp"):
+            child.enable_flash_sdp(flash)
+            child.set_flash_attention_force_cast_dtype(None)
+    return cell
 
 
 def load_vae(folder: Path) -> nn.Cell:
-    """Return the VAE in fp32 whatever the run's precision: SDXL's overflows in fp16."""
+    """Return the VAE in fp32 whatever the run's precision: SDXL's overflows in fp16.
+
+    Raises:
+        BadSpec: as `load_unet` does.
+    """
     from mindone.diffusers import AutoencoderKL
 
-    return _frozen(
-        AutoencoderKL.from_pretrained(str(folder), subfolder="vae", mindspore_dtype=ms.float32)
-    )
+    cell = _loaded(AutoencoderKL.from_pretrained, folder, "vae", ms.float32)
+    return _attending(cell, flash=False)
+
+
+def _loaded(read: Callable[..., Any], folder: Path, part: str, kind: Any) -> nn.Cell:
+    """Return a part of a pipeline; what mindone only warns of is an error: random weights."""
+    try:
+        found = read(str(folder), subfolder=part, mindspore_dtype=kind, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "shape" not in str(error):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise BadSpec(f"model {folder}: its {part} cannot be loaded ({reason})") from error
+    # Without a report where the weights are in several files.
+    cell, report = found if isinstance(found, tuple) else (found, {})
+    if missing := sorted(report.get("missing_keys", ())):
+        raise BadSpec(f"model {folder}: its {part} lacks {len(missing)} weights, as {missing[0]}")
+    return _frozen(cell)
 
 
 def _frozen(cell: nn.Cell) -> nn.Cell:
@@ -182,13 +173,13 @@ class TextEncoders:
 
 
 def load_text_encoders(folder: Path, kind: Any) -> TextEncoders:
-    """Return tokenizers and encoders with weights of type `kind`, frozen."""
+    """Return tokenizers and encoders with weights of type `kind`, frozen.
+
+    Raises:
+        BadSpec: as `load_unet` does.
+    """
     from mindone.transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-    first = CLIPTextModel.from_pretrained(
-        str(folder), subfolder="text_encoder", mindspore_dtype=kind
-    )
-    second = CLIPTextModelWithProjection.from_pretrained(
-        str(folder), subfolder="text_encoder_2", mindspore_dtype=kind
-    )
-    return TextEncoders(load_tokenizers(folder), (_frozen(first), _frozen(second)))
+    first = _loaded(CLIPTextModel.from_pretrained, folder, "text_encoder", kind)
+    second = _loaded(CLIPTextModelWithProjection.from_pretrained, folder, "text_encoder_2", kind)
+    return TextEncoders(load_tokenizers(folder), (first, second))

@@ -22,6 +22,7 @@ Method = Literal["vanilla", "lora", "lora-te"]
 Schedule = Literal["constant", "linear", "cosine", "cosine-restarts"]
 Prediction = Literal["epsilon", "v_prediction"]
 
+SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 """Attention projections, the modules that diffusers' SDXL LoRA script trains in the UNet."""
 
@@ -37,10 +38,18 @@ class TrainSpec(Frozen):
     """What is trained: the whole UNet, LoRA on the UNet, or LoRA on UNet and both text encoders."""
     precision: Precision = "fp16"
     """Type of the frozen weights and activations; what is trained is kept in fp32 all the same."""
-    model: str = Field("stabilityai/stable-diffusion-xl-base-1.0", min_length=1)
-    """Pipeline folder, hub id, or `tiny` for the small SDXL that ships."""
+    model: str = Field(SDXL, min_length=1)
+    """Pipeline folder, single file (.safetensors), hub id, or `tiny` for the small SDXL that
+    ships."""
     model_revision: str = Field("main", min_length=1)
     """Revision of a hub model; ignored for folders."""
+    model_config_from: str = Field(SDXL, min_length=1)
+    """For a single file, which holds weights alone: the pipeline folder or hub id whose
+    configuration and tokenizers it has."""
+    vae: str | None = Field(None, min_length=1)
+    """VAE in place of the model's own: its folder, single file or hub id."""
+    vae_revision: str = Field("main", min_length=1)
+    """Revision of a hub VAE; ignored for folders."""
     data: str = Field("YaYaB/onepiece-blip-captions", min_length=1)
     """Image folder, parquet file, hub id, or `tiny` for the drawings that ship."""
     data_revision: str = Field("main", min_length=1)
@@ -110,9 +119,15 @@ class TrainSpec(Frozen):
     recompute: bool = False
     """Compute the activations of the UNet's blocks again for the gradient: less memory, more
     time."""
+    flash_attention: bool | None = None
+    """Whether the UNet attends without keeping the table of attention; none means where the device
+    has it (Ascend, in fp16 and bf16)."""
     max_minutes: float | None = Field(None, gt=0)
     """Training time over all attempts, after which the run saves and succeeds with the steps it
     has done; a whole step is the unit."""
+    fork: bool = False
+    """Go on from the run's last checkpoint with other values than it was made with, which are
+    told and recorded; else a changed value is refused."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of data order, noise and time steps; execution settings never enter it."""
     save_every: int = Field(500, ge=1)
@@ -152,6 +167,13 @@ class TrainSpec(Frozen):
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
+
+
+def graphs(spec: TrainSpec) -> tuple[str, ...]:
+    """Return what each worker of a training compiles, in that order; minutes each on an NPU."""
+    painting = ("validation's UNet", "validation's VAE") if spec.validation_prompts else ()
+    step = ("step",) if spec.accumulate == 1 else ("gradient", "update")
+    return (*painting, *step)
 
 
 Spec = TrainSpec | InferSpec

@@ -29,8 +29,8 @@ from jobs.transfers import get_all
 log = logging.getLogger("jobs.staging")
 
 SCHEME = "s3://"
-KEYS = ("model", "data")
-"""Keys of a spec that may name a prefix."""
+KEYS = ("model", "model_config_from", "vae", "data", "lora")
+"""Keys of a spec that may name a prefix, or an object."""
 POLL_SECONDS = 0.5
 SPARE_BYTES = 256 * 1024 * 1024
 """Room that must be left on the disk; logs and compiled graphs want some."""

@@ -27,13 +27,14 @@ from jobs import (
     rates,
     sampling,
 )
-from jobs.data import load
+from jobs.data import Captioned, load
 from jobs.environment import Environment, Worker
-from jobs.errors import Diverged, Stopped
+from jobs.errors import BadData, Diverged, Stopped
 from jobs.feed import Feed
 from jobs.journal import Journal, Row
 from jobs.outbox import Outbox
 from jobs.specs import TrainSpec
+from jobs.specs import graphs as graphs_of
 from jobs.step import Outcome, Scalars, TrainStep
 
 log = logging.getLogger("jobs.train")
@@ -63,8 +64,15 @@ def run(env: Environment, spec: TrainSpec, worker: Worker) -> None:
         JobError: see jobs.errors.
     """
     kind = model.dtype(spec.precision, env.device)
-    folder = model.locate(spec.model, spec.model_revision, env)
-    log.info("model=%s method=%s precision=%s", spec.model, spec.method, spec.precision)
+    attention = model.attention(spec.flash_attention, kind, env.device)
+    folder = model.locate(
+        spec.model, spec.model_revision, env,
+        config_from=spec.model_config_from, vae=spec.vae, vae_revision=spec.vae_revision,
+    )  # fmt: skip
+    told = (spec.model, spec.method, spec.precision, attention)
+    log.info("model=%s method=%s precision=%s attention=%s", *told)
+    names = graphs_of(spec)
+    log.info("shapes=%d to compile: %s", len(names), ", ".join(names))
     captioned = load(spec, env)
     log.info("data=%s pictures=%d", spec.data, len(captioned.captions))
     started = time.monotonic()
@@ -73,11 +81,15 @@ def run(env: Environment, spec: TrainSpec, worker: Worker) -> None:
     feed = Feed(encoded, spec, worker, folder)
     step, key = methods.build(folder, kind, spec, worker)
     restored = sorted((env.work / "restored").glob("step-*"))
-    done = checkpoints.restore(restored[-1], spec, step) if restored else 0
+    done, changed = checkpoints.restore(restored[-1], spec, step) if restored else (0, [])
     begin = restored[-1].name if restored else "nothing"
     log.info("start=%d from=%s steps=%d", done, begin, spec.steps)
 
     journal = Journal(env, spec, worker)
+    if restored:
+        changed += check_samples(restored[-1], captioned, encoded, spec)
+    if changed:
+        journal.tell_fork(done, changed)
     cache = graphs.open_cache("train", env, worker, methods.constants(folder, spec))
     painter = None
     if spec.validation_prompts:
@@ -86,6 +98,25 @@ def run(env: Environment, spec: TrainSpec, worker: Worker) -> None:
             painter = painter_for(folder, kind, spec)
     this = Run(spec, worker, Outbox(env.work), folder, step, key, feed, journal, painter)
     loop(this, done, cache)
+
+
+def check_samples(
+    folder: Path, captioned: Captioned, encoded: latents.Encoded, spec: TrainSpec
+) -> list[str]:
+    """Make sure that the data set is the one of a checkpoint; return how a fork changes it.
+
+    Raises:
+        BadData: it is another one; the first sample that differs is named.
+    """
+    index = checkpoints.other_sample(folder, encoded.samples, latents.SAMPLE_HEX)
+    if index is None:
+        return []
+    there = index < encoded.count
+    what = f"{captioned.name(index)} is another sample" if there else f"has lost sample {index}"
+    told = f"data {spec.data}: changed since {folder.name}: {what}; {encoded.count} samples now"
+    if spec.fork:
+        return [told]
+    raise BadData(f"{told}; bring it back, use a new run name, or --fork the run")
 
 
 def loop(this: Run, done: int, cache: graphs.Graphs) -> None:
@@ -203,7 +234,7 @@ def save(this: Run, done: int, *, ended: bool) -> None:
     began = time.monotonic()
     with this.journal.clock.phase("checkpoint"):
         draft = this.outbox.draft(done)
-        checkpoints.save(draft, this.spec, this.step, done)
+        checkpoints.save(draft, this.spec, this.step, done, samples=this.feed.encoded.samples)
         if ended and this.spec.method == "vanilla":
             exports.write_pipeline(
                 draft / layout.PIPELINE, this.folder, this.spec, this.step.weights()

@@ -103,9 +103,9 @@ def _store(target: Target, base: Manifest) -> Iterator[str]:
 
 
 def _paths(spec: Spec, base: Manifest) -> Iterator[str]:
-    for key in ("model", "data"):
-        value = getattr(spec, key, "")
-        # The rule by which the job tells a hub id (jobs.data, jobs.model).
+    for key in ("model", "model_config_from", "vae", "data"):
+        value = getattr(spec, key, None) or ""
+        # The rule by which the job tells a hub id (jobs.data, jobs.pipelines).
         if value.startswith(("/", ".", "~")):
             yield from _unmounted(key, value, base, writes=False)
 

@@ -213,6 +213,7 @@ app.command()(stored.fetch)
 app.command()(stored.push)
 app.command()(stored.report)
 app.add_typer(stored.ckpt, name="ckpt")
+app.add_typer(stored.cache, name="cache")
 
 
 @app.command()

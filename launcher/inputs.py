@@ -24,6 +24,13 @@ from launcher.backends.localrun import make_folders
 from launcher.errors import Misconfigured, NotFound, Usage
 
 STDIN = "-"
+PLACES = {
+    "model": "a pipeline folder, a .safetensors file",
+    "model_config_from": "a pipeline folder",
+    "vae": "a VAE's folder, a .safetensors file",
+    "data": "a folder of pictures, a parquet file",
+}
+"""Keys of a spec that name files or folders, and what they want."""
 LARGEST_PROMPT_FILE = 64 * 1024 * 1024
 """Bytes. Some 500,000 prompts; past that it is more likely that another file was meant."""
 _LORA = re.compile(
@@ -249,7 +256,7 @@ def place(key: str, value: str, origin: str, how: Access) -> str:
     The supervisor runs elsewhere, and a resumed run may be submitted from another folder.
 
     Args:
-        key: `model` or `data`.
+        key: one of PLACES.
         value: what it is set to.
         origin: where that comes from.
         how: how this machine speaks to object stores.
@@ -271,12 +278,12 @@ def place(key: str, value: str, origin: str, how: Access) -> str:
         path = Path(value).expanduser()
         if path.exists():
             return str(path.absolute())
-    # The rule by which the job tells a hub id (jobs.data, jobs.model).
-    if value.startswith(("/", ".", "~")) or value.count("/") != 1:
-        what = "a pipeline folder" if key == "model" else "a folder of pictures, a parquet file"
+    # The rule by which the job tells a hub id (jobs.data, jobs.pipelines).
+    file = key != "data" and value.count("/") > 1 and value.endswith(".safetensors")
+    if value.startswith(("/", ".", "~")) or (value.count("/") != 1 and not file):
         raise NotFound(
             f"{key} {value!r} (from {origin}): no such file or folder",
-            f"{key} wants {what}, s3://bucket/prefix, a hub id (owner/name) or tiny",
+            f"{key} wants {PLACES[key]}, s3://bucket/prefix, a hub id (owner/name) or tiny",
         )
     return value
 

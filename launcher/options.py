@@ -26,7 +26,21 @@ TARGET = (
 )  # fmt: skip
 """Flags that are fields of Target."""
 SPEC = {
-    "train": ("method", "precision", "model", "data", "steps", "resolution", "seed"),
+    "train": (
+        "method",
+        "precision",
+        "model",
+        "vae",
+        "data",
+        "steps",
+        "learning_rate",
+        "batch_size",
+        "resolution",
+        "lora_rank",
+        "save_every",
+        "seed",
+        "fork",
+    ),
     "infer": ("precision", "model", "images", "steps", "guidance", "scheduler", "only", "seed"),
 }
 """Flags that are keys of a spec, by kind; the rest are turned into keys by the verb."""
@@ -66,7 +80,24 @@ Precision = Annotated[
 ]
 Model = Annotated[
     str | None,
-    typer.Option(help="Pipeline folder, s3:// address, hub id, or tiny for the one that ships."),
+    typer.Option(
+        help="Pipeline folder, .safetensors file, s3:// address, hub id, or tiny, which ships."
+    ),
+]
+Vae = Annotated[
+    str | None, typer.Option(help="VAE in place of the model's: its folder, file or hub id.")
+]
+LearningRate = Annotated[
+    float | None, typer.Option("--learning-rate", "--lr", help="Highest learning rate.")
+]
+BatchSize = Annotated[int | None, typer.Option(help="Pictures per NPU and step.")]
+Rank = Annotated[
+    int | None, typer.Option("--rank", help="Rank of the LoRA; its alpha stays as it is.")
+]
+SaveEvery = Annotated[int | None, typer.Option(help="Steps between checkpoints.")]
+Fork = Annotated[
+    bool | None,
+    typer.Option("--fork", help="Go on with the run of that --name, its values changed."),
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
 Spec = Annotated[

@@ -70,6 +70,8 @@ class JobPlan:
     """Whether the Job is created suspended, for its queue to let it go."""
     subdomain: str
     """Headless Service that gives the pods names; empty where they need not find each other."""
+    graphs: tuple[str, ...]
+    """What each worker compiles where the cache has nothing; told, not rendered."""
     node_file: str
     """File of the node beside the driver's, mounted where the base mounts the driver."""
 
@@ -133,7 +135,7 @@ def _decided(
     ttl_seconds: int,
     queueing: queues.Queueing,
 ) -> JobPlan:
-    from jobs.specs import to_json
+    from jobs.specs import graphs, to_json
 
     npus, nodes, cores = counts
     server, plugin = devices.server(target.server), devices.plugin(target.plugin)
@@ -171,13 +173,14 @@ def _decided(
         cpu=target.cpu_per_npu * npus,
         memory_gib=target.memory_per_npu_gib * npus,
         shm_gib=sizes.shm_gib(npus),
-        disk_gib=sizes.disk_gib(spec, npus),
+        disk_gib=sizes.disk_gib(spec, npus, data_gib=target.data_gib),
         grace_seconds=grace,
         retries=target.retries,
         ttl_seconds=ttl_seconds,
         deadline_seconds=queueing.deadline_seconds,
         suspended=queueing.suspended,
         subdomain=SUBDOMAIN if world else "",
+        graphs=graphs(spec) if spec.kind == "train" else (),
         node_file=HCCN_FILE if world else "",
     )
 

@@ -81,6 +81,8 @@ class Target:
     """CPU cores requested per NPU."""
     memory_per_npu_gib: int = 64
     """Memory requested per NPU in GiB; the shared memory is taken from it."""
+    data_gib: int = 10
+    """Room on the node for data set and encoded pictures, GiB."""
     retries: int = 3
     """Counted retries per pod index; free retries (exit 75, disruptions) are not counted."""
     ttl_hours: int = 168

@@ -101,14 +101,16 @@ def memory_gib(spec: Spec, npus: int) -> int:
     return -(-(workers + state_bytes(spec)) // GIB) + shm_gib(npus)
 
 
-def disk_gib(spec: Spec, npus: int) -> int:
+def disk_gib(spec: Spec, npus: int, *, data_gib: int = 10) -> int:
     """Return the ephemeral storage a pod needs.
 
-    The downloaded pipeline; two checkpoints, one being uploaded while the next is written; the
-    trained weights exported once more; the pictures; 10 GiB for data set and latents (the
-    reference's is below 1 GiB); and for each worker 2 GiB of compiled graphs and 1 GiB of logs.
+    The downloaded pipeline, and for a single file the folder that is made of it; two checkpoints,
+    one being uploaded while the next is written; the trained weights exported once more; the
+    pictures; data set and latents (the reference's are below 1 GiB); and for each worker 2 GiB of
+    compiled graphs and 1 GiB of logs.
     """
-    need = model_bytes(spec) + 2 * state_bytes(spec) + 10 * GIB + 3 * GIB * npus
+    models = model_bytes(spec) * (2 if spec.model.endswith(".safetensors") else 1)
+    need = models + 2 * state_bytes(spec) + data_gib * GIB + 3 * GIB * npus
     if spec.kind == "train":
         need += 4 * trained(spec)
     else:

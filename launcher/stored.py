@@ -1,4 +1,4 @@
-"""Owns the flags of the verbs on what is stored: fetch, push, report, ckpt; not what they do.
+"""Owns the flags of the verbs on what is stored, from fetch to cache; not what they do.
 
 Imported for `--help` and completion: must not load pydantic, boto3, yaml or a client.
 """
@@ -14,6 +14,7 @@ import typer
 from launcher import options as o
 
 ckpt = typer.Typer(**o.PLAIN, help="Look at, check, keep and remove the checkpoints of a run.")
+cache = typer.Typer(**o.PLAIN, help="Look at and clear what the runs of a store share.")
 
 Step = Annotated[int, typer.Argument(metavar="STEP", min=1, help="Step of the checkpoint.")]
 
@@ -200,3 +201,44 @@ def prune(
         older_than_hours=older_than,
         yes=yes,
     )
+
+
+@cache.command("list")
+def cache_list(
+    ctx: typer.Context,
+    json: o.Json = False,
+    backend: o.Backend = None,
+    store: o.Store = None,
+    config: o.Config = None,
+) -> None:
+    """Tell how much the compiled graphs and the encoded pictures in the store take.
+
+    \b
+    launcher cache list --store s3://bucket/prefix
+    """
+    from launcher import caches
+
+    caches.show(o.settings(ctx.params), as_json=json)
+
+
+@cache.command("prune")
+def cache_prune(
+    ctx: typer.Context,
+    older_than: Annotated[
+        str, typer.Option(metavar="TIME", help="Only what was made longer ago, such as 30d.")
+    ] = "30d",
+    yes: Annotated[bool, typer.Option("--yes", help="Remove them; else they are listed.")] = False,
+    backend: o.Backend = None,
+    store: o.Store = None,
+    config: o.Config = None,
+) -> None:
+    """Remove compiled graphs and encoded pictures; a run that needs them makes them anew.
+
+    \b
+    launcher cache prune --older-than 30d
+    launcher cache prune --older-than 30d --yes
+    """
+    from launcher import caches, durations
+
+    seconds = durations.seconds(older_than, "--older-than", least=0)
+    caches.prune(o.settings(ctx.params), older_than_seconds=seconds, yes=yes)

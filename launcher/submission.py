@@ -123,11 +123,11 @@ def _flags(
 
 def _placed(resolved: Resolved, target: Target) -> Spec:
     """Return the spec with the paths of this machine checked and absolute."""
-    given = resolved.spec.model_dump(include={"model", "data"})
+    given = resolved.spec.model_dump(include=set(inputs.PLACES))
     found = {
         key: inputs.place(key, value, resolved.origins[key], storage.access(target))
         for key, value in given.items()
-        if value != TINY
+        if value not in (None, TINY)
     }
     return resolved.spec.model_copy(update=found)
 
@@ -141,6 +141,12 @@ def _tell_defaults(resolved: Resolved, settings: Settings) -> None:
     if rows:
         flags = ", ".join(f"--{key}" for key in keys)
         output.say(f"local: {' '.join(rows)} (defaults; see {flags})")
+
+
+def _tell_graphs(decided: JobPlan) -> None:
+    if found := decided.graphs:
+        told = f"graphs to compile: {len(found)} ({', '.join(found)})"
+        output.say(f"{told}; those in the store's cache are taken from there")
 
 
 def _tell_upload(prompts: Prompts | None, target: Target) -> None:
@@ -165,6 +171,7 @@ def _print_plan(decided: JobPlan, spec: Spec, target: Target, form: str) -> None
     if target.backend == "local":
         output.as_document(_plain(asdict(decided)), form)
     else:
+        _tell_graphs(decided)
         output.as_document(_manifest(decided, spec, target), form)
 
 
@@ -213,6 +220,7 @@ def _submit_locally(
         if storage.remote(store.url):
             where += f", records in {store.url}/{name}"
         output.say(f"local: started {name} in {where}, workers: {decided.npus}")
+        _tell_graphs(decided)
     output.data(name)
     if wait:
         runs.watch(started.files, started.offset, output.raw_aside, flags)
@@ -234,6 +242,8 @@ def _submit_to_cluster(
     run = cluster.submit(decided, manifest, prepare=there, idempotent=idempotent)
     what = "there is already, with the same spec:" if run.existed else "created"
     output.say(f"kubernetes: {what} job {run.name} in namespace {run.namespace}")
+    if not run.existed:
+        _tell_graphs(decided)
     if run.waits:
         output.say(f"warning: its pods have to wait: {run.waits}")
     output.data(run.name)

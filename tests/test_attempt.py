@@ -12,7 +12,7 @@ import pytest
 from jobs import attempt, commits, layout
 from jobs.attempt import StopRequest
 from jobs.environment import Environment
-from jobs.errors import PicturesFailed, Unavailable
+from jobs.errors import BadData, PicturesFailed, Unavailable
 from jobs.outbox import Outbox
 from jobs.specs import InferSpec, PromptRow, TrainSpec
 from jobs.stores import FileStore
@@ -111,20 +111,28 @@ def test_the_newest_state_is_restored_with_the_metrics_up_to_it(
     assert json.loads(store.read("r/spec.json"))["attempts"] == 1
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing", "manifest"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "manifest"])
 def test_a_damaged_state_is_passed_over_for_the_one_before(
-    env: Environment, store: FileStore, tmp_path: Path, damage: str
+    env: Environment,
+    store: FileStore,
+    tmp_path: Path,
+    damage: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     commit(store, tmp_path, 10)
     newest = commit(store, tmp_path, 20)
     if damage == "truncated":
         store.write(f"{newest}/state", b"2")
+    elif damage == "flipped":
+        store.write(f"{newest}/state", b"21")
     elif damage == "missing":
         store.delete(f"{newest}/state")
     else:
         store.write(f"{newest}/{layout.MANIFEST}", b"{}")
     found = prepared(env)
     assert found.restored == 10
+    assert "damaged=step-00000020" in caplog.text
+    assert "older step" in caplog.text
     assert found.progress() == 10, "the damaged step must not count as progress"
     assert [p.name for p in (env.work / "restored").iterdir()] == ["step-00000010"]
 
@@ -154,7 +162,7 @@ def test_a_run_without_a_whole_state_is_not_started_over(
     env: Environment, store: FileStore, tmp_path: Path
 ) -> None:
     store.delete(f"{commit(store, tmp_path, 10)}/state")
-    with pytest.raises(Unavailable, match="no committed step is whole"):
+    with pytest.raises(BadData, match="no committed step is whole"):
         prepared(env)
     assert commits.committed_steps(store, "r") == [10]
 

@@ -239,6 +239,37 @@ def test_another_spec_does_not_resume_a_run(place, monkeypatch):
     assert files.plan.read_bytes() == before
 
 
+@pytest.mark.parametrize("end", ["75 stopped: on request", "70 diverged: step 3: the loss is nan"])
+def test_a_fork_goes_on_with_other_values(place, monkeypatch, end):
+    monkeypatch.setenv("STANDIN_END", end)
+    files = submit(place / "runs").files
+    ended(files)
+    monkeypatch.delenv("STANDIN_END")
+    with pytest.raises(NameTaken):
+        submit(place / "runs", learning_rate=1e-6)
+    if end.startswith("70"):
+        with pytest.raises(NameTaken, match="has failed for good"):
+            submit(place / "runs", fork=True)  # with the same values it fails again
+    assert submit(place / "runs", learning_rate=1e-6, fork=True).resumed
+    assert ended(files).state == "succeeded"
+    assert localrun.read(files).spec()["learning_rate"] == 1e-6
+
+
+def test_a_fork_has_the_store_of_the_run_and_a_run_that_succeeded_is_none(place, monkeypatch):
+    monkeypatch.setenv("STANDIN_END", "75 stopped: on request")
+    files = submit(place / "runs").files
+    ended(files)
+    wanted = planned(place / "runs", steps=5, fork=True)
+    elsewhere = replace(wanted, environment={**wanted.environment, "JOB_STORE": "s3://b/p"})
+    with pytest.raises(NameTaken, match="which --fork cannot change"):
+        local.submit(elsewhere, place / "runs", program=PROGRAM)
+    monkeypatch.delenv("STANDIN_END")
+    assert submit(place / "runs", steps=5, fork=True).resumed
+    ended(files)
+    with pytest.raises(NameTaken, match="has succeeded"):
+        submit(place / "runs", steps=6, fork=True)
+
+
 def test_another_store_does_not_resume_a_run_and_a_moved_folder_does(place, monkeypatch):
     monkeypatch.setenv("STANDIN_END", "75 stopped: on request")
     ended(submit(place / "runs").files)

@@ -27,6 +27,8 @@ from launcher.errors import Forbidden, NameTaken, NotFound, writing
 from launcher.plan import JobPlan
 
 PROGRAM = (sys.executable, "-m", "jobs.runtime")
+_STORE = "store"
+"""Not a key of the spec, and told like one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,12 +186,17 @@ def _check_resumable(plan: JobPlan, files: Files, old: Record) -> None:
         raise _taken(files, "has succeeded")
     new = _record(plan, uid=old.uid, submitted=old.submitted)
     changes = _differences(old, new)
+    forks = new.spec().get("fork") is True
+    if forks and changes:
+        if moved := [change for change in changes if change.startswith(_STORE)]:
+            raise _taken(files, f"{moved[0]}, which --fork cannot change")
+        return  # what has failed for good has failed with the values of before
     if not state.resumable:
         raise _taken(files, f"has failed for good ({state.code}): {state.reason}")
     if changes:
         raise NameTaken(
             f"run {plan.name!r}: exists, unfinished, with other values: {'; '.join(changes)}",
-            "choose another --name, or repeat its values to go on with it",
+            "choose another --name, repeat its values to go on with it, or change them by --fork",
         )
 
 
@@ -204,12 +211,12 @@ def _same(plan: JobPlan, files: Files) -> bool:
 
 def _differences(old: Record, new: Record) -> list[str]:
     was, now = (
-        {**record.spec(), "npus": record.workers, "store": _elsewhere(record)}
+        {**record.spec(), "npus": record.workers, _STORE: _elsewhere(record)}
         for record in (old, new)
     )
     return [
         f"{key} is {json.dumps(was.get(key)):.60}, not {json.dumps(now.get(key)):.60}"
-        for key in sorted(was.keys() | now.keys())
+        for key in sorted((was.keys() | now.keys()) - {"fork"})
         if was.get(key) != now.get(key)
     ]
 

@@ -23,6 +23,10 @@ _FLAGS = {
     "lora_step": "--lora RUN@STEP",
     "lora_weight": "--lora RUN:WEIGHT",
     "validation_prompts": "--validation-prompt",
+    "learning_rate": "--learning-rate",
+    "batch_size": "--batch-size",
+    "lora_rank": "--rank",
+    "save_every": "--save-every",
 }
 """Keys of the spec whose flag is called something else."""
 _FOLDER = Path(__file__).parent
