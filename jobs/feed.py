@@ -9,11 +9,13 @@ noise" (crosslabs.org).
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mindspore import Tensor
+from numpy.typing import NDArray
 
 from jobs import diffusion, draws, model
 from jobs.dropout import PRIME
@@ -21,6 +23,9 @@ from jobs.environment import Worker
 from jobs.errors import BadSpec
 from jobs.latents import Encoded
 from jobs.specs import TrainSpec
+
+Columns = tuple[NDArray[Any], ...]
+"""Of a batch: one array per input of the loss."""
 
 
 class Feed:
@@ -44,6 +49,8 @@ class Feed:
                 "caption_dropout: this model's pipeline has force_zeros_for_empty_prompt off, and "
                 "only captions that become zeros can be dropped; set caption_dropout to 0"
             )
+        self._reader = ThreadPoolExecutor(1, "feed")
+        self._ahead: tuple[tuple[int, int], Future[Columns]] | None = None
 
     def first(self, step: int, part: int) -> int:
         """Return the position in the run of the first sample of this worker's batch.
@@ -54,16 +61,29 @@ class Feed:
         return (batch * self.worker.world + self.worker.rank) * self.spec.batch_size
 
     def inputs(self, step: int, part: int = 0) -> tuple[Tensor, ...]:
-        """Return what the loss takes in batch `part` of step number `step` (both from 0)."""
-        first = self.first(step, part)
-        rows = [self._sample(first + place) for place in range(self.spec.batch_size)]
-        return tuple(Tensor(np.stack(column)) for column in zip(*rows, strict=True))
+        """Return what the loss takes in batch `part` of step number `step` (both from 0).
+
+        The batch after it is read and drawn by a thread while the device computes.
+        """
+        place = (step, part)
+        if self._ahead and self._ahead[0] == place:
+            columns = self._ahead[1].result()
+        else:
+            columns = self._columns(*place)
+        after = (step, part + 1) if part + 1 < self.spec.accumulate else (step + 1, 0)
+        self._ahead = (after, self._reader.submit(self._columns, *after))
+        return tuple(Tensor(column) for column in columns)
 
     def dropout_key(self, step: int, part: int) -> Tensor:
         """Return the key [B, 2] of the same batch's dropout masks."""
         first, seed = self.first(step, part), self.spec.seed
         places = range(first, first + self.spec.batch_size)
         return Tensor(np.stack([draws.dropout_key(seed, place, PRIME) for place in places]))
+
+    def _columns(self, step: int, part: int) -> Columns:
+        first = self.first(step, part)
+        rows = [self._sample(first + place) for place in range(self.spec.batch_size)]
+        return tuple(np.stack(column) for column in zip(*rows, strict=True))
 
     def _sample(self, position: int) -> tuple[Any, ...]:
         spec, seed, encoded = self.spec, self.spec.seed, self.encoded

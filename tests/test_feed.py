@@ -70,6 +70,16 @@ def test_a_step_sees_the_same_samples_however_it_is_cut(folder: Path) -> None:
     assert not np.array_equal(fed(folder, step=4, batch_size=4)["noisy"], whole["noisy"])
 
 
+def test_what_is_read_ahead_is_the_batch_of_its_own_place(folder: Path) -> None:
+    given = {"batch_size": 2, "accumulate": 2}
+    feed = Feed(Rows(), TrainSpec(**given), Worker(0, 1), folder)  # type: ignore[arg-type]
+    for place in [(0, 0), (0, 1), (1, 0), (5, 1), (6, 0), (6, 0)]:
+        found = dict(zip(NAMES, (part.asnumpy() for part in feed.inputs(*place)), strict=True))
+        alone = fed(folder, *place, **given)
+        for name in NAMES:
+            assert np.array_equal(found[name], alone[name]), (place, name)
+
+
 def test_dropout_keys_go_by_the_sample_too(folder: Path) -> None:
     def keys(step: int, part: int, worker: Worker, **given: Any) -> np.ndarray:
         feed = Feed(Rows(), TrainSpec(**given), worker, folder)  # type: ignore[arg-type]
