@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from jobs import batches, commits, graphs, layout, lora, model, recipes, sampling
+from jobs import batches, graphs, layout, lora, lorasource, model, recipes, sampling
 from jobs.batches import Batch
 from jobs.developing import Developer
 from jobs.environment import Environment, Worker
@@ -23,11 +23,13 @@ from jobs.outbox import Outbox
 from jobs.painting import Session, paint, summary
 from jobs.prompts import from_json_lines
 from jobs.specs import InferSpec, PromptRow
-from jobs.stores import Store, open_store, sha256_of
+from jobs.stores import Store, open_store
 
 log = logging.getLogger("jobs.infer")
 
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+STAGED = ("model", "model_config_from", "vae", "lora")
+"""Keys of the spec that name files."""
 SHOWN = 20
 """Lines that one log line names."""
 
@@ -40,13 +42,17 @@ def run(env: Environment, spec: InferSpec, worker: Worker) -> None:
     """
     outbox, store = Outbox(env.work), open_store(env.store, env.access)
     kind = model.dtype(spec.precision, env.device)
-    folder = model.locate(spec.model, spec.model_revision, env)
+    folder = model.locate(
+        spec.model, spec.model_revision, env,
+        config_from=spec.model_config_from, vae=spec.vae, vae_revision=spec.vae_revision,
+    )  # fmt: skip
     rows = prompts(spec, store)
     plan = batches.plan(rows, spec)
     mine = batches.share(plan, worker.rank, worker.world)
     shapes = batches.sizes(mine) or [(spec.width, spec.height)]
     width, height = shapes[0]
     painter = sampling.Painter(folder, kind, width=width, height=height, batch=spec.batch_size)
+    painter.prediction = spec.prediction_type
     step = merge_lora(painter, spec, store, env) if spec.lora else None
     check_settings(painter, mine)
     start_s, began = age(), time.monotonic()
@@ -62,7 +68,7 @@ def run(env: Environment, spec: InferSpec, worker: Worker) -> None:
     cut = tell_cut(painter, rows, spec)
     log.info("prompts=%d pictures=%d batches=%d mine=%d", len(rows), asked, len(plan), len(mine))
 
-    given = recipes.recipe({}, spec, as_submitted(store, env.run, spec), step)
+    given = recipes.recipe({}, as_submitted(store, env.run, spec), step)
     session = Session(painter, spec, outbox, worker, Developer(outbox, 2 * spec.batch_size), given)
     done = already_done(store, env.run)
     left = [batch for batch in (b.without(done) for b in mine) if batch.pictures]
@@ -87,12 +93,21 @@ def age() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
-def merge_lora(painter: sampling.Painter, spec: InferSpec, store: Store, env: Environment) -> int:
-    """Merge the LoRA that the spec names, and return its step."""
-    weights, step = read_lora(spec, store, env)
-    count = painter.set_lora(weights, spec.lora_weight)
-    log.info("lora=%s step=%d weight=%g modules=%d", spec.lora, step, spec.lora_weight, count)
-    return step
+def merge_lora(
+    painter: sampling.Painter, spec: InferSpec, store: Store, env: Environment
+) -> int | None:
+    """Merge the LoRA that the spec names, and return its step, if a run has trained it.
+
+    Raises:
+        BadSpec, BadData: there is none, it is damaged, or it does not fit the model.
+    """
+    source = lorasource.find(spec, store, env)
+    weights = lora.read(source.path, source.what)
+    count = painter.set_lora(weights, spec.lora_weight, source.what)
+    painter.prediction = painter.prediction or source.prediction
+    told = (source.what.removeprefix("lora "), source.step, spec.lora_weight, count)
+    log.info("lora=%s step=%s weight=%g modules=%d", *told)
+    return source.step
 
 
 def check_settings(painter: sampling.Painter, mine: Sequence[Batch]) -> None:
@@ -123,12 +138,13 @@ def tell_cut(painter: sampling.Painter, rows: Iterable[PromptRow], spec: InferSp
     return len(lines)
 
 
-def as_submitted(store: Store, run: str, spec: InferSpec) -> str:
-    """Return the model as it was given: the spec here may name this node's copy of it."""
+def as_submitted(store: Store, run: str, spec: InferSpec) -> InferSpec:
+    """Return the spec with what it was given to name files: here it may name this node's copies."""
     try:
-        return str(json.loads(store.read(layout.key(run, layout.SPEC)))["spec"]["model"])
+        found = json.loads(store.read(layout.key(run, layout.SPEC)))["spec"]
+        return spec.model_copy(update={key: found[key] for key in STAGED if key in found})
     except (OSError, ValueError, KeyError, TypeError):
-        return spec.model
+        return spec
 
 
 def prompts(spec: InferSpec, store: Store) -> tuple[PromptRow, ...]:
@@ -146,34 +162,6 @@ def prompts(spec: InferSpec, store: Store) -> tuple[PromptRow, ...]:
     if hashlib.sha256(raw).hexdigest() != spec.prompts.sha256:
         raise BadData(f"prompts {spec.prompts.key}: not the file that was submitted")
     return from_json_lines(raw, f"prompts {spec.prompts.key}")
-
-
-def read_lora(
-    spec: InferSpec, store: Store, env: Environment
-) -> tuple[dict[str, sampling.Floats], int]:
-    """Return a run's LoRA at the step asked for, or its newest committed one, and that step.
-
-    Raises:
-        BadSpec: the run has no such step, or no LoRA (it trained the whole UNet).
-    """
-    assert spec.lora is not None
-    steps = commits.committed_steps(store, spec.lora)
-    if not steps or (spec.lora_step or steps[-1]) not in steps:
-        raise BadSpec(
-            f"lora {spec.lora}: committed steps are {steps or 'none'}, asked for {spec.lora_step}"
-        )
-    step = spec.lora_step or steps[-1]
-    prefix = layout.key(spec.lora, layout.CHECKPOINTS, layout.step_name(step))
-    files = {row.path: row.sha256 for row in commits.read_manifest(store, prefix).files}
-    if layout.LORA_FILE not in files:
-        raise BadSpec(
-            f"lora {spec.lora}: step {step} holds no LoRA; it was trained by another method"
-        )
-    path = env.work / "lora" / f"{spec.lora}-{step}-{Worker.read().rank}.safetensors"
-    store.get(f"{prefix}/{layout.LORA_FILE}", path)
-    if sha256_of(path) != files[layout.LORA_FILE]:
-        raise BadData(f"lora {spec.lora}: {layout.LORA_FILE} is not the file that was committed")
-    return lora.read(path), step
 
 
 def already_done(store: Store, run: str) -> set[tuple[int, int]]:

@@ -22,6 +22,9 @@ _Guidance = Annotated[float, Field(ge=1, le=100)]
 _Rescale = Annotated[float, Field(ge=0, le=1)]
 _Side = Annotated[int, Field(ge=32, le=4096, multiple_of=8)]
 _Seed = Annotated[int, Field(ge=0, lt=2**63)]
+_SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+_RUN = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
+_LORA_KEY = r"cache/loras/[0-9a-f]{64}/[A-Za-z0-9._-]{1,80}\.safetensors"
 
 
 class PromptRow(Frozen):
@@ -71,19 +74,32 @@ class InferSpec(Frozen):
     kind: Literal["infer"] = "infer"
     precision: Precision = "fp16"
     """Type of weights and activations; the VAE decodes in fp32 all the same."""
-    model: str = Field("stabilityai/stable-diffusion-xl-base-1.0", min_length=1)
-    """Pipeline folder, hub id, or `tiny` for the small SDXL that ships."""
+    model: str = Field(_SDXL, min_length=1)
+    """Pipeline folder, single file (.safetensors), hub id, or `tiny` for the small SDXL that
+    ships."""
     model_revision: str = Field("main", min_length=1)
     """Revision of a hub model; ignored for folders."""
-    lora: str | None = Field(None, pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
-    """Name of a training run in the same store whose LoRA is merged into the weights."""
+    model_config_from: str = Field(_SDXL, min_length=1)
+    """For a single file, which holds weights alone: the pipeline folder or hub id whose
+    configuration and tokenizers it has."""
+    vae: str | None = Field(None, min_length=1)
+    """VAE in place of the model's own: its folder, single file or hub id."""
+    vae_revision: str = Field("main", min_length=1)
+    """Revision of a hub VAE; ignored for folders."""
+    lora: str | None = Field(None, pattern=rf"^({_RUN}|{_LORA_KEY}|(s3:/)?/.+)$")
+    """LoRA that is merged into the weights: a training run in the same store, or a file's key
+    there, s3:// address or path."""
     lora_step: int | None = Field(None, ge=1)
     """Committed step of that run; none means its newest at the start of the job."""
+    lora_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    """Digest of the file behind an address; another one is refused."""
     lora_weight: float = Field(1.0, ge=-10, le=10)
     """Factor on the LoRA's update; 0 paints with the base model."""
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None
+    """What the UNet predicts; none means what the LoRA's run or the model's scheduler says."""
     prompts: tuple[PromptRow, ...] | PromptFile
     """The rows themselves, or where they wait in the store."""
-    only: str | None = Field(None, pattern=r"^[0-9., -]+$")
+    only: str | None = Field(None, min_length=1)
     """Lines to paint, as `17,40-42`, or one picture, as `17.0`; the plan stays the whole file's."""
     negative: str | None = None
     """What the pictures should not show; none means zero embeddings, as SDXL's pipeline does."""
@@ -116,6 +132,8 @@ class InferSpec(Frozen):
             raise ValueError("there is no prompt")
         if self.lora is None and self.lora_step is not None:
             raise ValueError("lora_step is set and lora is not")
+        if self.lora_step is not None and self.lora is not None and "/" in self.lora:
+            raise ValueError("lora_step is set and lora is a file")
         if self.first_slot >= self.batch_size:
             raise ValueError("first_slot lies behind the batch")
         return self

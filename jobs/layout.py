@@ -10,7 +10,7 @@
               logs/node-0/               all that the node's pods printed, by start (see console)
               result.json                columns of the reference, written at the end
               end.json                   how the newest attempt ended, if it could still say so
-<store>/cache/{graphs,prompts}/<content key>/   shared between runs
+<store>/cache/{graphs,prompts,loras}/<content key>/   shared between runs
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ IMAGES = "images"
 LOGS = "logs"
 LOCAL = "local"
 CACHE = "cache"
+LORAS = f"{CACHE}/loras/"
 
 MANIFEST = "MANIFEST.json"
 COMMITTED = "COMMITTED"
@@ -69,6 +70,22 @@ def picture_name(line: int, image: int) -> str:
 def prompts_key(sha256: str) -> str:
     """Return the content-addressed key of a prompt file that is too long for a spec."""
     return f"{CACHE}/prompts/{sha256}.jsonl"
+
+
+def lora_key(sha256: str, name: str) -> str:
+    """Return the content-addressed key of a LoRA file; its own name is kept, for people."""
+    plain = re.sub(r"[^A-Za-z0-9._-]", "_", name.removesuffix(".safetensors"))
+    return f"{LORAS}{sha256}/{plain[:80] or 'lora'}.safetensors"
+
+
+def lora_digest(key: str) -> str:
+    """Return the digest that stands in a key of `lora_key`."""
+    return key.removeprefix(LORAS).partition("/")[0]
+
+
+def lora_name(lora: object) -> str | None:
+    """Return what people call a LoRA: its run's name, or its file's."""
+    return str(lora).rpartition("/")[2].removesuffix(".safetensors") if lora else None
 
 
 def console_folder(node: int) -> str:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from jobs import layout
 from jobs.errors import BadData
 from jobs.specs import InferSpec, PromptRow
 
@@ -28,8 +29,9 @@ SAMPLERS = {
 }
 """Scheduler -> what web UIs call it."""
 _SPEC_KEYS = (
-    "model", "model_revision", "precision", "lora", "lora_step", "lora_weight", "scheduler",
-    "steps", "guidance", "guidance_rescale", "width", "height", "batch_size", "seed", "negative",
+    "model", "model_revision", "model_config_from", "vae", "vae_revision", "precision",
+    "prediction_type", "lora", "lora_step", "lora_sha256", "lora_weight", "scheduler", "steps",
+    "guidance", "guidance_rescale", "width", "height", "batch_size", "seed", "negative",
 )  # fmt: skip
 """Keys of a recipe that are keys of a spec as they are."""
 
@@ -55,7 +57,8 @@ def _parameters(row: Mapping[str, Any]) -> str:
         "Size": f"{row.get('width')}x{row.get('height')}",
         "Model": row.get("model"),
         "CFG Rescale": row.get("guidance_rescale") or None,
-        "Lora": row.get("lora"),
+        "VAE": row.get("vae"),
+        "Lora": layout.lora_name(row.get("lora")),
     }
     given = {name: value for name, value in settings.items() if value not in ("", None)}
     told = ", ".join(f"{name}: {_quoted(value)}" for name, value in given.items())
@@ -106,22 +109,28 @@ def spec_of(texts: Mapping[str, object], name: str) -> dict[str, object]:
     return {**kept, **place, "prompts": lines}
 
 
-def recipe(
-    row: Mapping[str, Any], spec: InferSpec, model: str, lora_step: int | None
-) -> dict[str, Any]:
+def recipe(row: Mapping[str, Any], spec: InferSpec, lora_step: int | None) -> dict[str, Any]:
     """Return a picture's recipe: the settings of its row and what holds for all of the job.
 
     Args:
         row: line, image, slot, prompt and settings of the picture.
-        spec: the job's.
-        model: as it was given, where the spec names a copy of it.
+        spec: the job's, as it was submitted.
         lora_step: the step that was used.
     """
-    lora = {"lora": spec.lora, "lora_step": lora_step, "lora_weight": spec.lora_weight}
+    lora = {
+        "lora": spec.lora,
+        "lora_step": lora_step,
+        "lora_sha256": spec.lora_sha256,
+        "lora_weight": spec.lora_weight,
+    }
+    single = {"model_config_from": spec.model_config_from}
     return {
         **row,
-        "model": model,
+        "model": spec.model,
         "model_revision": spec.model_revision,
+        **(single if spec.model.endswith(".safetensors") else {}),
+        **({"vae": spec.vae, "vae_revision": spec.vae_revision} if spec.vae else {}),
+        **({"prediction_type": spec.prediction_type} if spec.prediction_type else {}),
         "precision": spec.precision,
         "batch_size": spec.batch_size,
         **(lora if spec.lora else {}),

@@ -11,12 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jobs import layout
+
 Row = Mapping[str, Any]
 _Place = tuple[bool, int, int, str]
 
 SETTINGS = (
     "lora", "lora_step", "lora_weight", "scheduler", "steps", "guidance", "guidance_rescale",
-    "negative", "width", "height", "seed", "model", "precision",
+    "negative", "width", "height", "seed", "model", "vae",
+    "precision",
 )  # fmt: skip
 """Keys of a spec that say how each of its pictures was painted."""
 TOLD_ONCE = ("prompts",)
@@ -109,6 +112,7 @@ def _complete(source: Source, row: Row) -> Row:
     settings = {key: source.spec.get(key) for key in SETTINGS if key not in row}
     if source.spec.get("lora") is None:
         settings = {key: v for key, v in settings.items() if not key.startswith("lora")}
+    settings |= {"lora": layout.lora_name(settings["lora"])} if settings.get("lora") else {}
     known = {key: value for key, value in settings.items() if value is not None}
     told = {key: value for key, value in row.items() if key not in NOT_TOLD}
     return {**told, **known, "thumb": source.thumbs.get(str(row["file"]))}

@@ -1,4 +1,4 @@
-"""Owns what a submission reads besides its spec: prompts, a picture's recipe, LoRA, local paths.
+"""Owns what a submission reads besides its spec: prompts, a picture's recipe, local paths.
 
 Must not decide where a run goes.
 """
@@ -6,11 +6,10 @@ Must not decide where a run goes.
 from __future__ import annotations
 
 import hashlib
-import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from jobs import layout
@@ -19,11 +18,13 @@ from jobs.errors import BadData, BadSpec
 from jobs.prompts import form_of, parse, selection, to_json_line
 from jobs.specs import INLINE_PROMPT_BYTES, InferSpec, PromptFile, PromptRow
 from jobs.stores import FileStore, Store
-from launcher import records, storage
+from launcher import storage
 from launcher.backends.localrun import make_folders
 from launcher.errors import Misconfigured, NotFound, Usage
 
 STDIN = "-"
+LARGEST_PROMPT_FILE = 64 * 1024 * 1024
+"""Bytes. Some 500,000 prompts; past that it is more likely that another file was meant."""
 PLACES = {
     "model": "a pipeline folder, a .safetensors file",
     "model_config_from": "a pipeline folder",
@@ -31,11 +32,23 @@ PLACES = {
     "data": "a folder of pictures, a parquet file",
 }
 """Keys of a spec that name files or folders, and what they want."""
-LARGEST_PROMPT_FILE = 64 * 1024 * 1024
-"""Bytes. Some 500,000 prompts; past that it is more likely that another file was meant."""
-_LORA = re.compile(
-    r"(?P<run>[a-z0-9-]+)(?:@(?P<step>\d+))?(?::(?P<weight>[-+]?\d+(?:\.\d*)?|[-+]?\.\d+))?"
-)
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """What a submission puts into the run's store, unless it is there."""
+
+    key: str
+    """Made of its content."""
+    data: bytes | Path
+    """The bytes, or a file of this machine."""
+    what: str
+    """What messages call it."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.data) if isinstance(self.data, bytes) else self.data.stat().st_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +61,12 @@ class Prompts:
     lines: tuple[tuple[int, int | None], ...] = ()
     """Line and number of images, where it says one, of each prompt."""
 
-
-@dataclass(frozen=True, slots=True)
-class Lora:
-    """What --lora names."""
-
-    run: str
-    step: int | None
-    weight: float | None
-
-    def flags(self) -> dict[str, object]:
-        """Return the keys of the spec it stands for."""
-        found = {"lora": self.run, "lora_step": self.step, "lora_weight": self.weight}
-        return {key: value for key, value in found.items() if value is not None}
+    @property
+    def uploads(self) -> tuple[Upload, ...]:
+        """What has to be in the store."""
+        if not isinstance(self.value, PromptFile):
+            return ()
+        return (Upload(self.value.key, self.payload, "prompts"),)
 
 
 def read_prompts(source: str) -> Prompts:
@@ -165,28 +171,26 @@ def read_recipe(path: Path) -> dict[str, object]:
 
 @contextmanager
 def in_store(
-    store: Store, prompts: Prompts, keep: tuple[type[BaseException], ...] = ()
+    store: Store, uploads: Sequence[Upload], keep: tuple[type[BaseException], ...] = ()
 ) -> Iterator[None]:
-    """Put the prompts into a store for a submission; one that fails takes them back.
+    """Put files into a store for a submission; one that fails takes them back.
 
     Args:
         store: the run's.
-        prompts: what has to be there; mostly nothing.
+        uploads: what has to be there; mostly nothing.
         keep: failures that leave them there, since the submission may have got through.
 
     Raises:
         Forbidden, Unreachable, Misconfigured: the store cannot be written.
     """
-    if not isinstance(prompts.value, PromptFile):
-        yield
-        return
     with ExitStack() as undo:
-        with storage.asking(store):
-            if not present(store, prompts.value):
-                if isinstance(store, FileStore):
-                    make_folders((store.root / prompts.value.key).parent, undo)
-                store.write(prompts.value.key, prompts.payload)
-                undo.callback(_take_back, store, prompts.value.key)
+        for upload in uploads:
+            with storage.asking(store):
+                if not present(store, upload.key):
+                    if isinstance(store, FileStore):
+                        make_folders((store.root / upload.key).parent, undo)
+                    _write(store, upload)
+                    undo.callback(_take_back, store, upload.key)
         try:
             yield
         except keep:
@@ -195,59 +199,21 @@ def in_store(
         undo.pop_all()
 
 
+def _write(store: Store, upload: Upload) -> None:
+    if isinstance(upload.data, bytes):
+        store.write(upload.key, upload.data)
+    else:
+        store.put(upload.key, upload.data)
+
+
 def _take_back(store: Store, key: str) -> None:
     with suppress(OSError):  # what made the submission fail is worth more words
         store.delete(key)
 
 
-def present(store: Store, file: PromptFile) -> bool:
-    """Return whether the store holds the prompts already."""
-    return any(entry.key == file.key for entry in store.list(file.key))
-
-
-def parse_lora(text: str) -> Lora:
-    """Return what `RUN[@step][:weight]` names.
-
-    Raises:
-        Usage: the text has another form.
-    """
-    found = _LORA.fullmatch(text)
-    if found is None:
-        raise Usage(f"--lora {text!r}: wants RUN[@step][:weight]", "for example --lora cat@500:0.8")
-    step, weight = found["step"], found["weight"]
-    return Lora(found["run"], int(step) if step else None, float(weight) if weight else None)
-
-
-def pin(lora: Lora, store: Store) -> Lora:
-    """Return the LoRA with its step decided, so that a restarted run uses the same one.
-
-    Raises:
-        NotFound: the store has no such run, or no such committed checkpoint of it.
-        Misconfigured: the run has no LoRA.
-    """
-    from jobs.commits import committed_steps
-
-    if next(iter(store.list(layout.key(lora.run, ""))), None) is None:
-        raise NotFound(
-            f"--lora {lora.run!r}: no such run in {store.url}",
-            "launcher list --store shows the runs",
-        )
-    spec = records.document(store, layout.key(lora.run, layout.SPEC)).get("spec")
-    spec = spec if isinstance(spec, dict) else {}
-    if spec.get("kind", "train") != "train" or spec.get("method") == "vanilla":
-        what = spec.get("method", spec.get("kind"))
-        raise Misconfigured(f"--lora {lora.run!r}: is a run of {what}, which has no LoRA")
-    steps = committed_steps(store, lora.run)
-    if not steps:
-        raise NotFound(
-            f"--lora {lora.run!r}: has no committed checkpoint yet", f"launcher status {lora.run}"
-        )
-    if lora.step is not None and lora.step not in steps:
-        raise NotFound(
-            f"--lora {lora.run}@{lora.step}: no such committed checkpoint",
-            f"there are {', '.join(str(step) for step in steps[-8:])}",
-        )
-    return replace(lora, step=lora.step or steps[-1])
+def present(store: Store, key: str) -> bool:
+    """Return whether the store holds a key already."""
+    return any(entry.key == key for entry in store.list(key))
 
 
 def place(key: str, value: str, origin: str, how: Access) -> str:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from launcher import output
 from launcher.records import Progress
 
+WHOLE, INNER = ("start", "compile", "painting"), ("text", "denoise", "decode")
+BESIDE = ("encode", "upload")
+"""Parts of the time of a run of pictures (jobs.verdict)."""
 SHOWN = 20
 """Lines that are named; a terminal has no room for more."""
 
@@ -23,9 +28,21 @@ def words(kind: str, known: Progress) -> str:
     if known.images_per_second is not None:
         parts.append(f"{known.images_per_second:.3g} img/s")
     parts += [f"{name} {pace:.3g} s/step" for name, pace in known.seconds_per_step.items()]
+    if known.seconds_by_part:
+        parts.append(_times(known.seconds_by_part))
     if known.seconds_left is not None:
         parts.append(f"about {output.duration(known.seconds_left)} left")
     return ", ".join(parts)
+
+
+def _times(seconds: Mapping[str, float]) -> str:
+    """Return where the time went: what comes one after another, and what goes on beside it."""
+    told = {name: f"{name} {seconds[name]:.3g}" for name in seconds}
+    whole, inner, beside = (
+        [told[name] for name in names if name in told] for names in (WHOLE, INNER, BESIDE)
+    )
+    more = f" ({', '.join(inner)}; beside it {', '.join(beside)})" if inner and beside else ""
+    return f"seconds: {', '.join(whole)}{more}"
 
 
 def _some(lines: tuple[int, ...]) -> str:

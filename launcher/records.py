@@ -39,6 +39,8 @@ class Progress:
     """Lines of the pictures that could not be made, one for each of them."""
     seconds_per_step: dict[str, float] = field(default_factory=dict)
     """Of a batch, by scheduler."""
+    seconds_by_part: dict[str, float] = field(default_factory=dict)
+    """Where the time of a run of pictures went: start, compile, painting, and parts of that."""
     committed: int | None = None
     """Step of the newest committed checkpoint."""
     attempts: int | None = None
@@ -67,7 +69,8 @@ def progress(store: Store, run: str, spec: Mapping[str, Any]) -> Progress:
             asked=_asked(store, spec),
             failed=_failed(ended),
             images_per_second=rate if isinstance(rate, float) else None,
-            seconds_per_step=_paces(ended),
+            seconds_per_step=_seconds(ended, "s_per_step"),
+            seconds_by_part=_seconds(ended, "split_s"),
             attempts=attempts,
             success=succeeded(store, run),
         )
@@ -235,8 +238,8 @@ def _failed(result: Row) -> tuple[int, ...]:
     return tuple(line for line in lines if type(line) is int)
 
 
-def _paces(result: Row) -> dict[str, float]:
-    found = result.get("s_per_step")
+def _seconds(result: Row, key: str) -> dict[str, float]:
+    found = result.get(key)
     rows = found.items() if isinstance(found, dict) else ()
     return {str(name): pace for name, pace in rows if isinstance(pace, float)}
 

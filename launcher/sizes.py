@@ -80,10 +80,14 @@ def model_bytes(spec: Spec) -> int:
 def picture_bytes(spec: InferSpec) -> int:
     """Return an upper bound for all pictures: three bytes a pixel, what PNG is smaller than.
 
-    Prompts in the store are not counted here: 10,000 of them are assumed.
+    Prompts in the store are not counted here: 10,000 of them are assumed, of the spec's size.
     """
-    prompts = len(spec.prompts) if isinstance(spec.prompts, tuple) else 10_000
-    return 3 * spec.width * spec.height * prompts * spec.images
+    if not isinstance(spec.prompts, tuple):
+        return 3 * spec.width * spec.height * 10_000 * spec.images
+    return 3 * sum(
+        (row.width or spec.width) * (row.height or spec.height) * (row.images or spec.images)
+        for row in spec.prompts
+    )
 
 
 def shm_gib(npus: int) -> int:

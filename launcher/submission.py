@@ -6,7 +6,7 @@ Must not decide anything about a run (plan.py, methods) nor act on the world (ba
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -14,14 +14,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jobs import layout
-from jobs.specs import PromptFile, Spec
+from jobs.specs import Spec
 from jobs.stores import FileStore, Store
-from launcher import advice, inputs, manifests, names, options, output, places, schema, storage
+from launcher import (
+    advice,
+    inputs,
+    loras,
+    manifests,
+    models,
+    names,
+    options,
+    output,
+    places,
+    schema,
+    storage,
+)
 from launcher.backends import local
 from launcher.backends.kubernetes import Kubernetes
 from launcher.backends.localrun import Files
 from launcher.errors import LauncherError, Misconfigured, NameTaken, Unreachable, Usage
-from launcher.inputs import Lora, Prompts
+from launcher.inputs import Prompts, Upload
 from launcher.methods import LOCAL_DEFAULT, TINY, Request, Resolved, resolve
 from launcher.plan import JobPlan, plan
 from launcher.settings import Settings, Target
@@ -46,7 +58,7 @@ def submit(kind: Kind, params: Params) -> None:
         root = places.local_root(settings)
         target = places.local_target(settings)
     prompts = _prompts(kind, params)
-    flags = _flags(kind, params, prompts, target)
+    flags = _flags(kind, params, prompts)
     resolved = resolve(
         Request(
             kind=kind,
@@ -58,9 +70,13 @@ def submit(kind: Kind, params: Params) -> None:
     )
     if root is not None:
         _tell_defaults(resolved, settings)
-    spec = resolved.spec if root is None else _placed(resolved, target)
+    spec = models.pin(resolved.spec, target, local=root is not None)
+    spec = spec if root is None else _placed(spec, resolved.origins, target)
+    uploads = prompts.uploads if prompts else ()
     if spec.kind == "infer":
         inputs.check_only(spec, prompts)
+        spec, more = loras.pin(spec, target, local=root is not None)
+        uploads += more
     name = params["name"]
     if name is None and params["idempotent"]:
         raise Usage("--idempotent: a name that is made up is never used again", "give --name, too")
@@ -73,18 +89,18 @@ def submit(kind: Kind, params: Params) -> None:
         return plan(spec, target, name=name, cores=_cores(), **amounts)
 
     if params["dry_run"]:
-        _tell_upload(prompts, target)
+        _tell_uploads(uploads, target)
         _print_plan(decide(), spec, target, params["form"])
     elif root is not None:
         how = {key: params[key] for key in ("wait", "idempotent")}
-        _submit_locally(decide(), root, prompts, settings, **how)
+        _submit_locally(decide(), root, uploads, settings, **how)
     else:
         # Asked before anything is decided: with no cluster at all, nothing else is worth saying.
         cluster = Kubernetes(target.context, target.namespace)
         decided = decide()
         manifest = _manifest(decided, spec, target)
         how = {key: params[key] for key in ("wait", "idempotent")}
-        _submit_to_cluster(cluster, decided, manifest, settings, prompts, **how)
+        _submit_to_cluster(cluster, decided, manifest, settings, uploads, **how)
 
 
 def _prompts(kind: Kind, params: Params) -> Prompts | None:
@@ -99,9 +115,7 @@ def _prompts(kind: Kind, params: Params) -> Prompts | None:
     return None
 
 
-def _flags(
-    kind: Kind, params: Params, prompts: Prompts | None, target: Target
-) -> dict[str, object]:
+def _flags(kind: Kind, params: Params, prompts: Prompts | None) -> dict[str, object]:
     """Return the flags as keys of the spec."""
     flags = options.spec_flags(params, kind)
     if params.get("like") is not None:
@@ -111,25 +125,18 @@ def _flags(
     if prompts is not None:
         flags["prompts"] = prompts.value
     if params.get("lora") is not None:
-        lora: Lora = inputs.parse_lora(params["lora"])
-        if target.backend == "local":
-            store = storage.of_target(target)
-            with storage.asking(store):
-                lora = inputs.pin(lora, store)
-        # On a cluster the job decides, which alone reaches the store for certain.
-        flags |= lora.flags()
+        flags |= loras.parse(params["lora"])
     return flags
 
 
-def _placed(resolved: Resolved, target: Target) -> Spec:
+def _placed(spec: Spec, origins: Mapping[str, str], target: Target) -> Spec:
     """Return the spec with the paths of this machine checked and absolute."""
-    given = resolved.spec.model_dump(include=set(inputs.PLACES))
     found = {
-        key: inputs.place(key, value, resolved.origins[key], storage.access(target))
-        for key, value in given.items()
+        key: inputs.place(key, value, origins[key], storage.access(target))
+        for key, value in spec.model_dump(include=set(inputs.PLACES)).items()
         if value not in (None, TINY)
     }
-    return resolved.spec.model_copy(update=found)
+    return spec.model_copy(update=found)
 
 
 def _tell_defaults(resolved: Resolved, settings: Settings) -> None:
@@ -149,22 +156,21 @@ def _tell_graphs(decided: JobPlan) -> None:
         output.say(f"{told}; those in the store's cache are taken from there")
 
 
-def _tell_upload(prompts: Prompts | None, target: Target) -> None:
-    if prompts is None or not isinstance(prompts.value, PromptFile):
-        return
-    what = (
-        f"{target.store.rstrip('/')}/{prompts.value.key}"
-        f" ({output.size(len(prompts.payload))} of prompts, which a real submission puts there)"
-    )
-    try:
-        store = storage.of_target(target)
-        with storage.asking(store):
-            there = inputs.present(store, prompts.value)
-    except LauncherError as error:
-        output.say(f"not looked for: {what}: {error.text}")
-        return
-    if not there:
-        output.say(f"not there yet: {what}")
+def _tell_uploads(uploads: Sequence[Upload], target: Target) -> None:
+    for upload in uploads:
+        what = (
+            f"{target.store.rstrip('/')}/{upload.key}"
+            f" ({output.size(upload.size)} of {upload.what}, which a real submission puts there)"
+        )
+        try:
+            store = storage.of_target(target)
+            with storage.asking(store):
+                there = inputs.present(store, upload.key)
+        except LauncherError as error:
+            output.say(f"not looked for: {what}: {error.text}")
+            continue
+        if not there:
+            output.say(f"not there yet: {what}")
 
 
 def _print_plan(decided: JobPlan, spec: Spec, target: Target, form: str) -> None:
@@ -197,7 +203,7 @@ def _plain(rows: Mapping[str, Any]) -> dict[str, Any]:
 def _submit_locally(
     decided: JobPlan,
     root: Path,
-    prompts: Prompts | None,
+    uploads: Sequence[Upload],
     settings: Settings,
     *,
     wait: bool,
@@ -209,7 +215,7 @@ def _submit_locally(
     store = storage.of_target(replace(settings.target, store=decided.environment["JOB_STORE"]))
     if storage.remote(store.url):
         _check_free(store, name, root)
-    with inputs.in_store(store, prompts or Prompts(())):
+    with inputs.in_store(store, uploads):
         started = local.submit(decided, root, flags=flags, idempotent=idempotent)
     if started.existed:
         output.say(f"local: there is already, with the same spec: {name}")
@@ -233,12 +239,12 @@ def _submit_to_cluster(
     decided: JobPlan,
     manifest: manifests.Manifest,
     settings: Settings,
-    prompts: Prompts | None,
+    uploads: Sequence[Upload],
     *,
     wait: bool,
     idempotent: bool,
 ) -> None:
-    there = _prompts_there(settings.target, prompts)
+    there = _uploaded(settings.target, uploads)
     run = cluster.submit(decided, manifest, prepare=there, idempotent=idempotent)
     what = "there is already, with the same spec:" if run.existed else "created"
     output.say(f"kubernetes: {what} job {run.name} in namespace {run.namespace}")
@@ -253,21 +259,22 @@ def _submit_to_cluster(
         clusterruns.wait(cluster, run.name, settings)
 
 
-def _prompts_there(
-    target: Target, prompts: Prompts | None
+def _uploaded(
+    target: Target, uploads: Sequence[Upload]
 ) -> AbstractContextManager[None, bool | None]:
-    """Return what puts the prompts into the store around the create, if there is a need to."""
-    if prompts is None or not prompts.payload:
+    """Return what puts files into the store around the create, if there is a need to."""
+    if not uploads:
         return nullcontext()  # this machine need not reach the store
     store = storage.of_target(target)
     if isinstance(store, FileStore) and not store.root.is_dir():
+        sizes = [f"{output.size(upload.size)} of {upload.what}" for upload in uploads]
         raise Misconfigured(
-            f"store {target.store}: is not mounted here, and {output.size(len(prompts.payload))} of"
-            " prompts have to be put there",
-            "mount it, or split the prompt file into several runs",
+            f"store {target.store}: is not mounted here, and {', '.join(sizes)} have to be put"
+            " there",
+            "mount it, split the prompt file into several runs, or name a LoRA that is in a store",
         )
     # Where the answer is lost the Job may exist, and would miss them.
-    return inputs.in_store(store, prompts, keep=(Unreachable, KeyboardInterrupt))
+    return inputs.in_store(store, uploads, keep=(Unreachable, KeyboardInterrupt))
 
 
 def _check_free(store: Store, name: str, root: Path) -> None:

@@ -94,7 +94,9 @@ def infer(
     ] = None,
     lora: Annotated[
         str | None,
-        typer.Option(metavar="RUN[@STEP][:WEIGHT]", help="LoRA of a training run to paint with."),
+        typer.Option(
+            metavar="RUN[@STEP][:WEIGHT]", help="LoRA to paint with: a run's, FILE or s3://FILE."
+        ),
     ] = None,
     images: Annotated[int | None, typer.Option(help="Pictures per prompt.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps per picture.")] = None,

@@ -150,6 +150,11 @@ def test_help_and_completion_load_nothing_heavy(place, arguments, env, out):
         ([*TRAIN, "--nodes", "2"], "--nodes 2", "--nodes 1"),
         ([*JOB, "--npus", "3", "--server", "module"], "--npus 3", "--npus 4"),
         (["submit", "infer", *LOCAL, "--prompts", PROMPTS, "--lora", "A@b"], "--lora 'A@b'", "@"),
+        (
+            ["submit", "infer", *LOCAL, "--prompts", PROMPTS, "--only", "x"],
+            "--only: 'x' is no line (17), range (40-42) or picture (17.0)",
+            "17,40-42",
+        ),
         (["submit", "infer", *LOCAL, "--prompts", PROMPTS, "--lora", ""], "--lora ''", "@"),
         (
             ["submit", "infer", *LOCAL, "--prompts", PROMPTS, "--set", "prompts=[]"],

@@ -5,10 +5,11 @@ The painter is real and compiled once; what is replaced is the loading of anothe
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from PIL import Image
 
 ms = pytest.importorskip("mindspore", reason="MindSpore is not installed (extra: cpu)")
 
-from jobs import draws, graphs, infer, layout, recipes, sampling, specs  # noqa: E402
+from safetensors.numpy import save_file  # noqa: E402
+
+from jobs import commits, draws, graphs, infer, layout, lora, lorasource, recipes, sampling, specs  # noqa: E402
 from jobs.compat import eager  # noqa: E402
 from jobs.environment import Environment, Worker  # noqa: E402
-from jobs.errors import BadSpec, Stopped  # noqa: E402
+from jobs.errors import BadData, BadSpec, Stopped  # noqa: E402
 from jobs.outbox import Outbox  # noqa: E402
 from jobs.sampling import Painter  # noqa: E402
 from jobs.specs import InferSpec, PromptRow  # noqa: E402
@@ -255,6 +258,21 @@ def test_a_picture_that_fails_is_tried_once_more_and_told(
     assert painted.files == others, "neighbours of a failed picture are what they were"
 
 
+def test_a_place_that_is_empty_fails_with_nobody(
+    job: Job, painters: Callable[[int], Painter]
+) -> None:
+    """Line 3 alone, at the third place: the two before it are painted with its own text."""
+    painter = painters(3)
+    table, was = broken(painter, "blue")
+    try:
+        painted = job(only="3")
+    finally:
+        table.set_data(ms.Tensor(was))
+        painter.embeddings.clear()
+    assert [row["line"] for row in painted.summaries[0]["failures"]] == [3]
+    assert (painted.files, painted.rows) == ({}, [])
+
+
 @pytest.mark.parametrize(("times", "failed"), [(1, 0), (2, 1)])
 def test_a_device_without_room_is_given_a_second_chance(
     job: Job,
@@ -350,6 +368,95 @@ def test_seeds_of_rows_win(job: Job, whole: Painted) -> None:
     assert all(whole.files[name] != png for name, png in seeded.files.items())
     assert {row["seed"] for row in seeded.rows} == {77}
     assert seeded.files == job(prompts=(ROWS[0],), seed=77).files
+
+
+@pytest.fixture
+def adapted(painters: Callable[[int], Painter]) -> Iterator[Painter]:
+    """Yield the painter, whose weights and samplers are put back."""
+    painter = painters(3)
+    first, second = painter.encoders.cells
+    yield painter
+    cells = {"unet": painter.unet, "text_encoder": first, "text_encoder_2": second}
+    lora.restore(cells, painter.pristine)
+    painter.pristine, painter.prediction = {}, None
+    painter.tables.clear()
+    painter.embeddings.clear()
+
+
+MODULE = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+def lora_file(path: Path, painter: Painter, factor: float, width: int = 0) -> Path:
+    """Write a LoRA of one module; of another width it fits no more."""
+    side = lora.modules({"unet": painter.unet})[MODULE].shape[0]
+    rng = np.random.default_rng(8)
+    down = rng.standard_normal((2, width or side)).astype(np.float32)
+    up = factor * rng.standard_normal((side, 2)).astype(np.float32)
+    rows = {f"{MODULE}.lora_A.weight": down, f"{MODULE}.lora_B.weight": up.astype(np.float32)}
+    save_file(rows, path, {"format": "pt"})
+    return path
+
+
+def test_a_lora_of_a_run_brings_what_its_unet_predicts(
+    job: Job, whole: Painted, adapted: Painter, tmp_path: Path
+) -> None:
+    env = job.environment()
+    draft = tmp_path / "draft"
+    draft.mkdir()
+    lora_file(draft / layout.LORA_FILE, adapted, 0.0)
+    state = {"step": 4, "spec": {"prediction_type": "v_prediction"}}
+    (draft / lorasource.STATE).write_text(json.dumps(state))
+    prefix = layout.key("cats", layout.CHECKPOINTS, layout.step_name(4))
+    commits.commit(FileStore(Path(env.store)), prefix, draft)
+    adapted.tables.clear()
+    spec = job.spec.model_copy(update={"lora": "cats", "only": "1,3"})
+    infer.run(env, spec, Worker(0, 1))
+    found = Painted(env.work)
+    adapted.tables.clear()
+    expected = job(prediction_type="v_prediction", only="1,3")
+    assert len(found.files) == 3
+    for name, png in found.files.items():
+        assert np.array_equal(pixels(png), pixels(expected.files[name]))
+        assert not np.array_equal(pixels(png), pixels(whole.files[name]))
+        with Image.open(io.BytesIO(png)) as picture:
+            recipe = json.loads(str(picture.info["recipe"]))
+        assert (recipe["lora"], recipe["lora_step"]) == ("cats", 4)
+
+
+def test_a_file_that_was_submitted_is_merged_and_no_other(
+    job: Job, whole: Painted, adapted: Painter, tmp_path: Path
+) -> None:
+    path = lora_file(tmp_path / "cat.safetensors", adapted, 1.0)
+    data = path.read_bytes()
+    key = layout.lora_key(hashlib.sha256(data).hexdigest(), path.name)
+    env = job.environment()
+    store = FileStore(Path(env.store))
+    spec = job.spec.model_copy(update={"lora": key, "only": "1", "lora_weight": 0.8})
+    with pytest.raises(BadSpec, match=r"lora cat\.safetensors: cache/loras/\w+/.* is not in the"):
+        infer.run(env, spec, Worker(0, 1))
+    store.write(key, data[:-1] + b"x")
+    with pytest.raises(BadData, match="is not the file that was"):
+        infer.run(env, spec, Worker(0, 1))
+    store.write(key, data)
+    infer.run(env, spec, Worker(0, 1))
+    found = Painted(env.work)
+    assert sorted(found.files) == ["00001-00.png", "00001-01.png"]
+    for name, png in found.files.items():
+        assert not np.array_equal(pixels(png), pixels(whole.files[name]))
+        with Image.open(io.BytesIO(png)) as picture:
+            assert "Lora: cat" in str(picture.info["parameters"])
+
+
+def test_a_lora_that_does_not_fit_ends_before_anything_is_painted(
+    job: Job, adapted: Painter, tmp_path: Path
+) -> None:
+    path = lora_file(tmp_path / "cat.safetensors", adapted, 1.0, width=7)
+    side = lora.modules({"unet": adapted.unet})[MODULE].shape[0]
+    with pytest.raises(BadSpec) as caught:
+        job(lora=str(path))
+    told = f"[2, 7] does not fit the model's {MODULE} [{side}, {side}]"
+    assert str(caught.value) == f"lora cat.safetensors: {MODULE}.lora_A.weight {told}"
+    assert not list(job.place.glob("work-*/outbox/images/*"))
 
 
 def test_what_a_sampler_adds_is_drawn_for_each_picture_and_step() -> None:

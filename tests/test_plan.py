@@ -220,6 +220,15 @@ def test_what_a_laptop_cannot_do_is_refused() -> None:
     made(TrainSpec(precision="bf16"))
 
 
+def test_pictures_take_the_room_of_their_own_sizes() -> None:
+    rows = (
+        PromptRow(line=1, prompt="a"),
+        PromptRow(line=2, prompt="b", width=512, height=2048, images=5),
+    )
+    spec = InferSpec(prompts=rows, images=2)
+    assert sizes.picture_bytes(spec) == 3 * (2 * 1024 * 1024 + 5 * 512 * 2048)
+
+
 def test_a_whole_state_is_31_gb_and_lora_small() -> None:
     whole = sizes.state_bytes(TrainSpec(method="vanilla"))
     assert whole == pytest.approx(30.8e9, rel=0.001)

@@ -25,8 +25,8 @@ PROJECT = PYPROJECT["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 MODULES = sorted([*(ROOT / "jobs").rglob("*.py"), *(ROOT / "launcher").rglob("*.py")])
 CONTRACT = {
-    "access", "commits", "documents", "errors", "inferspec", "layout", "prompts", "recipes",
-    "retention", "s3", "s3faults", "specs", "stores", "transfers",
+    "access", "adapters", "commits", "documents", "errors", "inferspec", "layout", "prompts",
+    "recipes", "retention", "s3", "s3faults", "specs", "stores", "tensors", "transfers",
 }  # fmt: skip
 """The half of jobs/ that the launcher reads too: no framework behind any of it."""
 OF_CLUSTER = {

@@ -82,7 +82,9 @@ def test_every_sampler_has_a_name_in_web_uis() -> None:
 
 
 def test_what_is_not_set_is_left_out() -> None:
-    row = recipes.recipe({"line": 1}, InferSpec(prompts=(PromptRow(line=1, prompt="x"),)), "m", 5)
+    row = recipes.recipe(
+        {"line": 1}, InferSpec(model="m", prompts=(PromptRow(line=1, prompt="x"),)), 5
+    )
     assert "lora" not in row
     assert row["model"] == "m"
     assert "Lora" not in recipes.texts(row)["parameters"]

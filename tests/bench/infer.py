@@ -1,23 +1,32 @@
-"""Measures pictures a second: our worker's painting against the reference's loop.
+"""Measures painting against the reference's loop, in parts.
 
-    python tests/bench/infer.py [--pictures 12] [--steps 30] [--batch 4] [--side 128]
+    python tests/bench/infer.py steady    pictures a second while painting
+    python tests/bench/infer.py job       a whole job of 200 prompts, 30 steps, warm compile cache
+    python tests/bench/infer.py workers   two workers of one thread each against one
+    python tests/bench/infer.py pynative  against the loop in MindSpore's default mode
 
-The reference's loop calls mindone's StableDiffusionXLPipeline with one prompt at a time, in graph
-mode; ours paints batches. Both paint the same prompts with the same weights (the tiny model), in
-turns, so that a busy machine slows both alike. Both are compiled first: start and compilation are
-not counted, file writing is.
+The reference's loop calls mindone's StableDiffusionXLPipeline with one prompt at a time; ours
+paints batches. All paint with the weights of the tiny model. `steady` takes turns in one process,
+so that a busy machine slows both alike; both are compiled first: start and compilation are not
+counted, file writing is. `job` and `workers` are runs of `launcher submit infer`, `job` from the
+first instruction to the last, against a process that does nothing but the loop; with --loop N it
+paints N pictures of the 200, and the rest are reckoned from their pace, which is then said.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-BAR = 1.6
+BARS = {"steady": 1.6, "job": 2.0, "workers": 1.8}
 
 
 def ours(folder: Path, given: argparse.Namespace) -> Any:
@@ -69,42 +78,163 @@ def theirs(folder: Path, given: argparse.Namespace) -> Any:
     return paint
 
 
+def tiny(folder: Path) -> Path:
+    """Write the tiny model and return its folder."""
+    from jobs.compat import eager
+    from jobs.tiny import pipeline
+
+    with eager():
+        pipeline.write_folder(folder)
+    return folder
+
+
+def steady(given: argparse.Namespace, place: Path) -> float:
+    """Return the ratio of pictures a second, ours to the loop's, in turns."""
+    folder = tiny(place / "model")
+    painters = {"ours": ours(folder, given), "reference's loop": theirs(folder, given)}
+    for paint in painters.values():
+        paint(["to compile"], place)
+    rates: dict[str, list[float]] = {key: [] for key in painters}
+    for turn in range(given.rounds):
+        for key, paint in painters.items():
+            prompts = [f"a red circle, {turn} {n}" for n in range(given.pictures)]
+            began = time.monotonic()
+            paint(prompts, place)
+            rates[key].append(given.pictures / (time.monotonic() - began))
+    for key, found in rates.items():
+        print(f"{key}: {statistics.median(found):.3f} img/s {[round(r, 3) for r in found]}")
+    return statistics.median(a / b for a, b in zip(*rates.values(), strict=True))
+
+
+def loop(given: argparse.Namespace, place: Path) -> None:
+    """Be the reference's program: print how long start, first picture and the rest took."""
+    began = time.time() - age()
+    paint = theirs(Path(given.model) if given.model else tiny(place / "model"), given)
+    paint(["a red circle"], place)
+    first = time.time()
+    paint([f"a red circle, {n}" for n in range(1, given.pictures)], place)
+    rest = (time.time() - first) / max(given.pictures - 1, 1)
+    print(json.dumps({"first_s": first - began, "picture_s": rest, "count": given.pictures}))
+
+
+def age() -> float:
+    """Return how long this process has lived, in seconds."""
+    from jobs.infer import age
+
+    return age()
+
+
+def reference(given: argparse.Namespace, place: Path, count: int, mode: str) -> dict[str, float]:
+    """Run the loop in a process of its own and return what it prints."""
+    folder = place / "model"
+    if not folder.is_dir():
+        code = (
+            "from pathlib import Path; import sys; from infer import tiny; tiny(Path(sys.argv[1]))"
+        )
+        run([sys.executable, "-c", code, str(folder)], cwd=Path(__file__).parent)
+    flags = ["--steps", given.steps, "--side", given.side, "--pictures", count, "--mode", mode]
+    command = [sys.executable, __file__, "loop", "--model", folder, *flags]
+    found: dict[str, float] = json.loads(run(command).splitlines()[-1])
+    return found
+
+
+def run(command: list[Any], **options: Any) -> str:
+    """Run a command to its end and return what it prints."""
+    done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, **options)
+    if done.returncode:
+        sys.exit(f"{command}: ended with {done.returncode}")
+    return done.stdout.decode()
+
+
+def submit(given: argparse.Namespace, place: Path, name: str, count: int, **how: Any) -> Any:
+    """Paint prompts by the launcher; return its wall seconds and result.json."""
+    prompts = place / f"{name}.txt"
+    prompts.write_text("".join(f"a red circle, {n}\n" for n in range(count)))
+    sizes = {"width": given.side, "height": given.side, "batch_size": given.batch}
+    sets = [part for key, value in sizes.items() for part in ("--set", f"{key}={value}")]
+    code = "import sys; from launcher.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "submit", "infer", "--backend", "local", "--wait",
+               "--store", place / "runs", "--prompts", prompts, "--steps", given.steps, *sets,
+               "--npus", how.get("npus", 1), "--name", name]  # fmt: skip
+    if given.scheduler:
+        command += ["--scheduler", given.scheduler]
+    threads = {"LAUNCHER_THREADS": str(how["threads"])} if "threads" in how else {}
+    began = time.monotonic()
+    run(command, env={**os.environ, **threads}, stderr=subprocess.DEVNULL)
+    seconds = time.monotonic() - began
+    return seconds, json.loads((place / "runs" / name / "result.json").read_bytes())
+
+
+def job(given: argparse.Namespace, place: Path) -> float:
+    """Return the ratio of a whole job's seconds, the loop's to ours."""
+    submit(given, place, "warm-up", given.batch)
+    seconds, result = submit(given, place, "job", given.prompts)
+    print(f"ours: {seconds:.1f} s for {given.prompts} pictures, {result['split_s']}")
+    count = min(given.loop or given.prompts, given.prompts)
+    found = reference(given, place, count, "graph")
+    whole = found["first_s"] + (given.prompts - 1) * found["picture_s"]
+    how = "" if count == given.prompts else f" (reckoned from {count})"
+    told = f"first picture after {found['first_s']:.1f} s, then {found['picture_s']:.3f} s each"
+    print(f"reference's loop: {whole:.1f} s for {given.prompts} pictures{how}: {told}")
+    return whole / seconds
+
+
+def workers(given: argparse.Namespace, place: Path) -> float:
+    """Return the ratio of pictures a second, two workers to one, each with one thread."""
+    rates = {}
+    for npus in (1, 2):
+        submit(given, place, f"warm-{npus}", given.batch * npus, npus=npus, threads=1)
+        found = [
+            submit(given, place, f"run-{npus}-{n}", given.pictures, npus=npus, threads=1)
+            for n in range(given.rounds)
+        ]
+        steady = [result["img_s"] for _, result in found]
+        rates[npus] = statistics.median(steady)
+        overall = [round(given.pictures / seconds, 3) for seconds, _ in found]
+        print(f"{npus} workers: {rates[npus]:.3f} img/s {steady}, whole jobs {overall}")
+    return rates[2] / rates[1]
+
+
+def pynative(given: argparse.Namespace, place: Path) -> float:
+    """Return the ratio of seconds a picture, the loop in PyNative mode to ours; no bar."""
+    submit(given, place, "warm-up", given.batch)
+    _, result = submit(given, place, "ours", max(given.pictures, given.batch))
+    modes = {mode: reference(given, place, 3, mode) for mode in ("graph", "pynative")}
+    for mode, found in modes.items():
+        print(f"reference's loop, {mode}: {found['picture_s']:.2f} s a picture")
+    print(f"ours: {1 / result['img_s']:.3f} s a picture")
+    ratio = modes["pynative"]["picture_s"] / modes["graph"]["picture_s"]
+    print(f"the loop itself, pynative to graph: {ratio:.1f}")
+    return modes["pynative"]["picture_s"] * result["img_s"]
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parts = {"steady": steady, "job": job, "workers": workers, "pynative": pynative, "loop": loop}
+    parser.add_argument("part", choices=parts, nargs="?", default="steady")
     parser.add_argument("--pictures", type=int, default=12)
+    parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--loop", type=int, default=0, help="pictures of the loop; 0 is all")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--side", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scheduler", default=None)
+    parser.add_argument("--model", default="", help="of `loop`")
+    parser.add_argument("--mode", default="graph", choices=["graph", "pynative"])
     given = parser.parse_args()
-    import mindspore as ms
+    if given.part in ("steady", "loop"):
+        import mindspore as ms
 
-    from jobs.compat import eager
-    from jobs.tiny import pipeline
-
-    ms.set_device("CPU")
-    ms.set_context(mode=ms.GRAPH_MODE)
+        ms.set_device("CPU")
+        # The default mode as users meet it; see jobs.compat for what slows it down.
+        ms.set_context(mode=ms.GRAPH_MODE if given.mode == "graph" else ms.PYNATIVE_MODE)
     with tempfile.TemporaryDirectory() as name:
-        folder, out = Path(name) / "model", Path(name)
-        with eager():
-            pipeline.write_folder(folder)
-        painters = {"ours": ours(folder, given), "reference's loop": theirs(folder, given)}
-        for paint in painters.values():
-            paint(["to compile"], out)
-        rates: dict[str, list[float]] = {key: [] for key in painters}
-        for turn in range(given.rounds):
-            for key, paint in painters.items():
-                prompts = [f"a red circle, {turn} {n}" for n in range(given.pictures)]
-                began = time.monotonic()
-                paint(prompts, out)
-                rates[key].append(given.pictures / (time.monotonic() - began))
-        for key, found in rates.items():
-            print(f"{key}: {statistics.median(found):.3f} img/s {[round(r, 3) for r in found]}")
-        pairs = zip(*rates.values(), strict=True)
-        ratio = statistics.median(a / b for a, b in pairs)
-        print(f"ratio: {ratio:.2f} (wanted: {BAR})")
+        ratio = parts[given.part](given, Path(name))
+    if ratio is not None:
+        bar = f" (wanted: {BARS[given.part]})" if given.part in BARS else ""
+        print(f"{given.part}: {ratio:.2f}{bar}")
 
 
 if __name__ == "__main__":

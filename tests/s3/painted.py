@@ -67,7 +67,7 @@ def work() -> int:
     sampling.Painter = Painter  # type: ignore[misc, assignment]
     sampling.Floats = np.ndarray  # type: ignore[misc]
     model.TOKENS = 77
-    model.dtype = model.locate = lambda *_: None  # type: ignore[assignment]
+    model.dtype = model.locate = lambda *_, **__: None  # type: ignore[assignment]
     model.config = lambda *_: {}  # type: ignore[assignment]
     graphs.open_cache = lambda *_: SimpleNamespace(publish=lambda: None)  # type: ignore[assignment]
     from jobs import specs
