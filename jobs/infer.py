@@ -19,6 +19,7 @@ from jobs.batches import Batch
 from jobs.developing import Developer
 from jobs.environment import Environment, Worker
 from jobs.errors import BadData, BadSpec, Stopped
+from jobs.msrun import SUPERVISOR
 from jobs.outbox import Outbox
 from jobs.painting import Session, paint, summary
 from jobs.prompts import from_json_lines
@@ -55,6 +56,13 @@ def run(env: Environment, spec: InferSpec, worker: Worker) -> None:
     painter.prediction = spec.prediction_type
     step = merge_lora(painter, spec, store, env) if spec.lora else None
     check_settings(painter, mine)
+    cut = tell_cut(painter, rows, spec)
+    asked = sum(len(batch.pictures) for batch in plan)
+    log.info("prompts=%d pictures=%d batches=%d mine=%d", len(rows), asked, len(plan), len(mine))
+    given = recipes.recipe({}, as_submitted(store, env.run, spec), step)
+    done = already_done(store, env.run)
+    left = [batch for batch in (b.without(done) for b in mine) if batch.pictures]
+
     start_s, began = age(), time.monotonic()
     constants: dict[str, object] = {"precision": spec.precision, "batch_size": spec.batch_size}
     constants |= {part: model.config(folder, part) for part in PARTS}
@@ -62,16 +70,10 @@ def run(env: Environment, spec: InferSpec, worker: Worker) -> None:
     painter.compile(shapes, texts=True)
     cache.publish()
     compile_s = time.monotonic() - began
-    asked = sum(len(batch.pictures) for batch in plan)
     told = (compile_s, 2 * len(shapes) + 1, " ".join(f"{w}x{h}" for w, h in shapes))
     log.info("compile_s=%.1f graphs=%d sizes=%s", *told)
-    cut = tell_cut(painter, rows, spec)
-    log.info("prompts=%d pictures=%d batches=%d mine=%d", len(rows), asked, len(plan), len(mine))
 
-    given = recipes.recipe({}, as_submitted(store, env.run, spec), step)
     session = Session(painter, spec, outbox, worker, Developer(outbox, 2 * spec.batch_size), given)
-    done = already_done(store, env.run)
-    left = [batch for batch in (b.without(done) for b in mine) if batch.pictures]
     began = time.monotonic()
     try:
         for batch in left:
@@ -88,8 +90,9 @@ def run(env: Environment, spec: InferSpec, worker: Worker) -> None:
 
 
 def age() -> float:
-    """Return how long this process has lived, in seconds."""
-    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    """Return how long ago this attempt began, in seconds: its supervisor, or else this process."""
+    pid = os.environ.get(SUPERVISOR, "self")
+    ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 

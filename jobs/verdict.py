@@ -65,7 +65,7 @@ def painted(run: str, restored: int, found: list[dict[str, Any]]) -> dict[str, o
             f"{asked} were asked for"
         )
     seconds = max(row["seconds"] for row in found)
-    before = max(row["start_s"] + row["compile_s"] for row in found)
+    whole = max(row["start_s"] + row["compile_s"] + row["seconds"] for row in found)
     return {
         "kind": "infer",
         "run": run,
@@ -77,22 +77,28 @@ def painted(run: str, restored: int, found: list[dict[str, Any]]) -> dict[str, o
         "compile_s": round(max(row["compile_s"] for row in found), 1),
         "s_per_picture": round(seconds / count, 3) if count else None,
         "img_s": round(count / seconds, 3) if count else None,
-        "img_s_overall": round(count / (before + seconds), 3) if count else None,
+        "img_s_overall": round(count / whole, 3) if count else None,
         "s_per_step": _step_seconds(found),
-        "split_s": _split(found),
+        "seconds": round(whole, 2),
+        "split_s": _split(found, whole),
     }
 
 
-def _split(found: list[dict[str, Any]]) -> dict[str, float]:
-    """Return where the time went: start and compile of the slowest worker, the rest on average.
+def _split(found: list[dict[str, Any]], whole: float) -> dict[str, float]:
+    """Return where the time of an attempt went, of its workers on average.
 
-    `encode` goes on beside the rest; what is missing to `painting` was waiting.
+    start, compile, text, denoise, decode and waiting are the whole; painting is the last four of
+    them. encode goes on beside these, and upload, which the uploader adds (rows.py). What was
+    waited for is the slowest worker, or the thread that writes pictures.
     """
-    slowest = {name: max(row[f"{name}_s"] for row in found) for name in ("start", "compile")}
-    names = sorted({name for row in found for name in row["split"]})
-    mean = {name: sum(row["split"].get(name, 0.0) for row in found) / len(found) for name in names}
-    whole = {"painting": max(row["seconds"] for row in found)}
-    return {name: round(value, 2) for name, value in (slowest | mean | whole).items()}
+    count = len(found)
+    before = {name: sum(row[f"{name}_s"] for row in found) / count for name in ("start", "compile")}
+    names = sorted({"text", "denoise", "decode", "encode"}.union(*(row["split"] for row in found)))
+    mean = {name: sum(row["split"].get(name, 0.0) for row in found) / count for name in names}
+    painting = whole - sum(before.values())
+    waiting = painting - sum(mean.values()) + mean["encode"]
+    split = before | mean | {"waiting": waiting, "painting": painting}
+    return {name: round(value, 2) for name, value in split.items()}
 
 
 def _step_seconds(found: list[dict[str, Any]]) -> dict[str, float]:

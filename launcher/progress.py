@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from launcher import output
 from launcher.records import Progress
 
-WHOLE, INNER = ("start", "compile", "painting"), ("text", "denoise", "decode")
+WHOLE, INNER = ("start", "compile", "painting"), ("text", "denoise", "decode", "waiting")
 BESIDE = ("encode", "upload")
 """Parts of the time of a run of pictures (jobs.verdict)."""
 SHOWN = 20

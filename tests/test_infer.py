@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import logging
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from jobs import commits, draws, graphs, infer, layout, lora, lorasource, recipe
 from jobs.compat import eager  # noqa: E402
 from jobs.environment import Environment, Worker  # noqa: E402
 from jobs.errors import BadData, BadSpec, Stopped  # noqa: E402
+from jobs.msrun import SUPERVISOR  # noqa: E402
 from jobs.outbox import Outbox  # noqa: E402
 from jobs.sampling import Painter  # noqa: E402
 from jobs.specs import InferSpec, PromptRow  # noqa: E402
@@ -150,6 +152,33 @@ def test_pictures_are_the_same_whoever_paints_them_and_in_how_many_goes(
     assert rest.files.items() <= whole.files.items()
 
 
+def test_what_is_committed_leaves_a_hole_at_its_place(
+    job: Job, whole: Painted, painters: Callable[[int], Painter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On some devices a picture's bits depend on its place; on this one that cannot be seen."""
+    painter, seen = painters(3), []
+    paint = painter.paint
+
+    def watched(slots: Any, **how: Any) -> Any:
+        seen.append(tuple(slots))
+        return paint(slots, **how)
+
+    monkeypatch.setattr(painter, "paint", watched)
+    place = {(row["line"], row["image"]): row["slot"] for row in whole.rows}
+    done = whole.rows[1::4]
+    rest = job(done=done)
+    left = place.keys() - {(row["line"], row["image"]) for row in done}
+    assert {(row["line"], row["image"]): row["slot"] for row in rest.rows} == {
+        key: place[key] for key in left
+    }
+    painted = [
+        ((r.line, r.image), slot) for slots in seen for slot, r in enumerate(slots) if r is not None
+    ]
+    assert sorted(painted) == sorted((key, place[key]) for key in left)
+    assert {len(slots) for slots in seen} == {3}
+    assert len(seen) < len(painted), "what is left of a batch is painted in one go"
+
+
 def test_each_picture_alone_is_the_same(job: Job, whole: Painted) -> None:
     for row in whole.rows:
         name = Path(row["file"]).name
@@ -210,6 +239,15 @@ def test_the_compiled_encoders_say_what_the_encoders_say(
             assert ours.shape == theirs.shape
             assert np.abs(ours - theirs).max() < 1e-5
     assert np.abs(painter._encoded("a dot")[0] - painter._encoded("a line")[0]).max() > 0.1
+
+
+def test_the_time_counts_from_the_start_of_the_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(SUPERVISOR, raising=False)
+    own = infer.age()
+    with subprocess.Popen(["sleep", "60"]) as younger:
+        monkeypatch.setenv(SUPERVISOR, str(younger.pid))
+        assert 0 <= infer.age() < own
+        younger.kill()
 
 
 def test_long_prompts_are_counted(job: Job, caplog: pytest.LogCaptureFixture) -> None:

@@ -66,6 +66,13 @@ def test_a_run_with_a_picture_that_fails_ends_with_74_and_names_its_line(
     result = place.result("most")
     assert result["failed"] == [2]
     assert set(result["split_s"]) >= {"start", "compile", "text", "denoise", "decode", "encode"}
+    split = result["split_s"]
+    after = ("start", "compile", "text", "denoise", "decode", "waiting")
+    assert sum(split[name] for name in after) == pytest.approx(result["seconds"], abs=0.04)
+    assert min(split.values()) >= 0
+    out, _ = place.run("status", "most")
+    assert "seconds: start " in out
+    assert "; beside it encode " in out
     assert result["s_per_step"]["EulerDiscrete"] > 0
     assert result["img_s"] > result["img_s_overall"] > 0
     _, err = place.run(*paint, "--npus", "2", "--steps", "2", code=73)
