@@ -124,21 +124,27 @@ def prepare(env: Environment, spec: specs.Spec, stop: StopRequest) -> Attempt:
     )
     if _is_ours(env.work / OWNER, claim):
         _salvage(env, spec, store, claim, stop)
-    # An earlier attempt in the same directory may have left half of something. By name: the store
-    # may lie in the directory too.
-    for name in STALE:
-        path = env.work / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    env.work.mkdir(parents=True, exist_ok=True)
-    write_whole(env.work / OWNER, claim.to_json())
-    attempt = Attempt(env, spec, store, claim, stop)
-    shutil.rmtree(attempt.logs, ignore_errors=True)
+    attempt = begin(Attempt(env, spec, store, claim, stop))
     patiently(env, stop, "restore", lambda: _restore(attempt))
     abort_uploads(store, env.run, attempt.outbox)
     text = specs.to_json(spec)
     record = {"spec": json.loads(text), "sha256": _sha256(text), "attempts": claim.epoch}
     body = json.dumps(record, indent=1).encode()
     patiently(env, stop, layout.SPEC, lambda: store.write(layout.key(env.run, layout.SPEC), body))
+    return attempt
+
+
+def begin(attempt: Attempt) -> Attempt:
+    """Clear the work directory for the attempt, and return it."""
+    work = attempt.env.work
+    # An earlier attempt in the same directory may have left half of something. By name: the store
+    # may lie in the directory too.
+    for name in STALE:
+        path = work / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    work.mkdir(parents=True, exist_ok=True)
+    write_whole(work / OWNER, attempt.claim.to_json())
+    shutil.rmtree(attempt.logs, ignore_errors=True)
     return attempt
 
 
@@ -225,7 +231,7 @@ def _restore_checkpoint(attempt: Attempt) -> int:
         prefix = layout.key(env.run, layout.CHECKPOINTS, name)
         folder = env.work / "restored" / name
         try:
-            _download_twice(store, prefix, folder)
+            download_twice(store, prefix, folder)
         except (BadData, FileNotFoundError) as error:
             shutil.rmtree(folder, ignore_errors=True)
             if step == steps[0]:
@@ -241,7 +247,7 @@ def _restore_checkpoint(attempt: Attempt) -> int:
     return 0
 
 
-def _download_twice(store: Store, prefix: str, folder: Path) -> None:
+def download_twice(store: Store, prefix: str, folder: Path) -> None:
     """Download a set; one that is not whole is read once more before it counts as damaged.
 
     A byte that was flipped on its way must not cost a checkpoint.

@@ -50,8 +50,14 @@ class Environment:
     """JOB_NODES: nodes of the job."""
     index: int = 0
     """JOB_COMPLETION_INDEX: this node, set by Kubernetes."""
+    master: str = ""
+    """JOB_MASTER: name of node 0, by which the others find it."""
+    master_port: int = 0
+    """JOB_MASTER_PORT: where node 0's supervisor listens; msrun gets another one."""
+    rendezvous_seconds: float = 1800
+    """JOB_RENDEZVOUS_SECONDS: how long nodes wait for each other."""
     device: str = "Ascend"
-    """JOB_DEVICE: Ascend or CPU."""
+    """JOB_DEVICE: Ascend or CPU; CPU whatever it says where the image's JOB_FRAMEWORK is cpu."""
     threads: int = 0
     """JOB_THREADS: CPU cores a worker is pinned to; 0 leaves it alone."""
     stall_seconds: float = 2700
@@ -93,6 +99,8 @@ class Environment:
         except BadSpec as error:
             wrong.append(str(error))
         device = text("JOB_DEVICE", "Ascend")
+        if variables.get("JOB_FRAMEWORK") == "cpu":  # an image for trying things without NPUs
+            device = "CPU"
         if device not in ("Ascend", "CPU"):
             wrong.append(f"JOB_DEVICE: {device!r} is neither Ascend nor CPU")
         found = cls(
@@ -108,16 +116,27 @@ class Environment:
             workers=int(number("JOB_WORKERS", 1, 1)),
             nodes=int(number("JOB_NODES", 1, 1)),
             index=int(number("JOB_COMPLETION_INDEX", 0)),
+            master=text("JOB_MASTER", ""),
+            master_port=int(number("JOB_MASTER_PORT", 0)),
+            rendezvous_seconds=number("JOB_RENDEZVOUS_SECONDS", 1800),
             device=device,
             threads=int(number("JOB_THREADS", 0)),
             stall_seconds=number("JOB_STALL_SECONDS", 2700, 1),
             store_deadline_seconds=number("JOB_STORE_DEADLINE_SECONDS", 1800),
             grace_seconds=number("JOB_GRACE_SECONDS", 120),
         )
-        if found.nodes > 1:
-            wrong.append("JOB_NODES: this version runs jobs of one node")
-        if wrong:
+        if wrong := wrong + found._wrong_nodes():
             raise BadSpec(f"environment: {'; '.join(wrong)}")
+        return found
+
+    def _wrong_nodes(self) -> list[str]:
+        found = []
+        if self.nodes > 1 and not self.master:
+            found.append("JOB_MASTER: missing, and JOB_NODES says that there are several")
+        if self.nodes > 1 and not 0 < self.master_port < 65536:
+            found.append(f"JOB_MASTER_PORT: {self.master_port} is no port")
+        if self.index >= self.nodes:
+            found.append(f"JOB_COMPLETION_INDEX: {self.index}, and JOB_NODES is {self.nodes}")
         return found
 
 

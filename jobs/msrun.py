@@ -55,7 +55,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def command(env: Environment, program: str, log_dir: Path, port: int) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Master:
+    """Where msrun's scheduler listens: on the node whose address it is."""
+
+    host: str
+    port: int
+
+
+def command(env: Environment, program: str, log_dir: Path, master: Master) -> list[str]:
     """Return the command line for `program` (train, infer) on all workers of this node.
 
     Only flags that MindSpore 2.5 and 2.7 both know. `--join=True`: otherwise msrun returns at
@@ -67,8 +75,8 @@ def command(env: Environment, program: str, log_dir: Path, port: int) -> list[st
         sys.executable, "-m", "mindspore.parallel.cluster.run",
         f"--worker_num={env.workers * env.nodes}",
         f"--local_worker_num={env.workers}",
-        "--master_addr=127.0.0.1",
-        f"--master_port={port}",
+        f"--master_addr={master.host}",
+        f"--master_port={master.port}",
         f"--node_rank={env.index}",
         f"--log_dir={log_dir}",
         "--join=True",
@@ -104,15 +112,25 @@ class Msrun:
 
     @classmethod
     def start(
-        cls, env: Environment, program: str, log_dir: Path, variables: dict[str, str]
+        cls,
+        env: Environment,
+        program: str,
+        log_dir: Path,
+        variables: dict[str, str],
+        master: Master | None = None,
     ) -> Msrun:
-        """Start msrun with its own output in `log_dir`, which must be new: it overwrites logs."""
+        """Start msrun with its own output in `log_dir`, which must be new: it overwrites logs.
+
+        Without a `master` this node is the only one.
+        """
         log_dir.mkdir(parents=True)
-        console = log_dir / "msrun.log"
+        # In the store the logs of all nodes lie in one folder.
+        console = log_dir / ("msrun.log" if env.index == 0 else f"msrun-{env.index}.log")
+        master = master or Master("127.0.0.1", free_port())
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
         with console.open("wb") as out:
             process = subprocess.Popen(
-                command(env, program, log_dir, free_port()),
+                command(env, program, log_dir, master),
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,

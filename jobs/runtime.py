@@ -1,4 +1,4 @@
-"""PID 1 of a job: environment in, exit code out, signals, stall watch, termination message.
+"""PID 1 of a job: environment in, exit code out, signals, termination message.
 
 Restores from the store, runs the workers under msrun and the uploader beside them, and ends with
 0 only after the results are committed and verified. Must not import MindSpore.
@@ -13,26 +13,20 @@ import logging
 import os
 import re
 import signal
-import sys
 import time
 from pathlib import Path
 from types import FrameType
 
-from jobs import __version__, console, specs
-from jobs.attempt import Attempt, StopRequest, finished, patiently, prepare
+from jobs import __version__, console, several, specs
+from jobs.attempt import Attempt, StopRequest, finished, prepare
 from jobs.environment import Environment, log_to_stdout
-from jobs.errors import BY_CODE, JobError, Stalled, Unavailable, planned
-from jobs.msrun import Follower, Msrun
-from jobs.staging import KEYS, stage
-from jobs.uploading import Uploading, upload_seconds
-from jobs.verdict import conclude, judge, raise_reasons, tell_end
+from jobs.errors import BY_CODE, JobError, planned
+from jobs.peers import Lost
+from jobs.verdict import tell_end
+from jobs.working import ALONE, World, work
 
 log = logging.getLogger("jobs.runtime")
 
-POLL_SECONDS = 0.2
-LINGER_SECONDS = {"CPU": 0.0, "Ascend": 60.0}
-"""How long workers that have handed over everything may take to leave their group: on CPU that
-is 10 s of polite waiting with nothing to release."""
 CANN_VERSION_FILES = (
     Path("/usr/local/Ascend/ascend-toolkit/latest/version.cfg"),
     Path("/usr/local/Ascend/cann/version.cfg"),
@@ -57,123 +51,36 @@ def versions() -> str:
     return " ".join(found)
 
 
-def watch(attempt: Attempt, workers: Msrun, uploader: Uploading) -> int:
-    """Follow the workers until they end; return msrun's exit code, or the failed worker's.
-
-    Raises:
-        Stalled: a worker was silent past the limit; all are killed.
-        JobError: the uploader gave up; the workers are killed, for their work cannot be kept.
-    """
-    follower = Follower(attempt.logs, sys.stdout)
-    limit: float | None = None
-    ended_at: float | None = None
-    try:
-        while workers.process.poll() is None:
-            if ended_at is None and len(attempt.outbox.ended()) == attempt.env.workers:
-                ended_at = time.monotonic()
-            if ended_at and time.monotonic() - ended_at >= LINGER_SECONDS[attempt.env.device]:
-                return 0
-            time.sleep(POLL_SECONDS)
-            follower.copy()
-            failed = workers.failed()
-            if failed is not None:
-                return failed
-            uploader.check()
-            if attempt.stop.since is not None:
-                attempt.outbox.stop.touch()
-                limit = limit or attempt.env.grace_seconds - upload_seconds(attempt)
-                if time.monotonic() - attempt.stop.since > limit:
-                    log.warning("stop=late seconds=%.0f; killing the workers", limit)
-                    return -signal.SIGTERM
-            else:
-                check_stall(attempt)
-        return workers.process.returncode
-    finally:
-        workers.kill()
-        follower.copy(last=True)
-
-
-def check_stall(attempt: Attempt) -> None:
-    """Compare the age of each worker's last sign of life with the limit.
-
-    Raises:
-        Stalled: a worker was silent for longer.
-    """
-    limit = attempt.env.stall_seconds
-    now = time.time()
-    for local in range(attempt.env.workers):
-        rank = attempt.env.index * attempt.env.workers + local
-        signs = (attempt.env.work / "alive" / str(rank), attempt.logs / f"worker_{rank}.log")
-        newest = max((path.stat().st_mtime for path in signs if path.exists()), default=0.0)
-        silent = min(now - newest, time.monotonic() - attempt.started)
-        if silent > limit:
-            raise Stalled(f"worker {rank}: silent for {silent:.0f} s, the limit is {limit:.0f} s")
-
-
 def run(env: Environment, spec: specs.Spec, stop: StopRequest) -> None:
     """Do one attempt from restore to verified results, and leave in the store how it ended.
 
     Raises:
         JobError: the attempt failed, or was stopped.
     """
-    attempt = prepare(env, spec, stop)
+    if env.nodes > 1:
+        several.run(env, spec, stop, attempted)
+        return
+    attempted(prepare(env, spec, stop), ALONE)
+
+
+def attempted(attempt: Attempt, world: World) -> None:
+    """Do the attempt, and leave in the store how it ended.
+
+    Raises:
+        JobError: it failed, or was stopped.
+        Lost: another node is gone; nothing is left, since the run goes on.
+    """
     try:
         if finished(attempt):
             log.info("result=present; nothing is left to do")
         else:
-            work(attempt)
+            work(attempt, world)
+    except Lost:
+        raise
     except Exception as error:
         tell_end(attempt, *ending(error))
         raise
     tell_end(attempt, *ending(None))
-
-
-def work(attempt: Attempt) -> None:
-    """Do what the run still lacks.
-
-    Raises:
-        JobError: the attempt failed, or was stopped.
-    """
-    env, spec, stop = attempt.env, attempt.spec, attempt.stop
-    if stop.since is not None:
-        raise Unavailable("stopped on request before the workers were started")
-    stopped = lambda: stop.since is not None  # noqa: E731
-    staged = patiently(env, stop, "staging", lambda: stage(env, spec, stopped))
-    log.info(
-        "attempt=%d restored=%d workers=%d", attempt.claim.epoch, attempt.restored, env.workers
-    )
-    # Worker logs are for our own lines: MindSpore at ERROR, no warnings of Python packages.
-    quiet = {"PYTHONWARNINGS": "ignore", "TRANSFORMERS_VERBOSITY": "error"}
-    quiet["JOB_SPEC"] = specs.to_json(staged)
-    quiet["GLOG_v"] = os.environ.get("GLOG_v", "3")  # noqa: SIM112
-    uploader = Uploading(attempt)
-    try:
-        workers = Msrun.start(env, spec.kind, attempt.logs, quiet)
-        ended = watch(attempt, workers, uploader)
-        if ended == 0:
-            conclude(attempt)
-        try:
-            uploader.drain()
-        except JobError:
-            raise_reasons(attempt)
-            raise
-        judge(attempt, ended)
-    except JobError as error:
-        told = as_given(str(error), spec, staged)
-        if told == str(error):
-            raise
-        raise type(error)(told) from error
-    finally:
-        uploader.end()
-
-
-def as_given(text: str, spec: specs.Spec, staged: specs.Spec) -> str:
-    """Return a reason that names the addresses that were given, not the copies of this node."""
-    given = spec.model_dump(include=set(KEYS))
-    for key, path in staged.model_dump(include=set(KEYS)).items():
-        if path != given[key]:
-            text = text.replace(str(path), str(given[key]))
-    return text
 
 
 def ending(error: Exception | None) -> tuple[int, str]:

@@ -23,6 +23,7 @@ from jobs import commits, layout, retention
 from jobs.environment import Environment
 from jobs.errors import Unavailable, planned
 from jobs.outbox import Outbox, write_whole
+from jobs.rows import known_rows, merge, tell_upload, write
 from jobs.stores import PART, Store, Stored, open_store
 from jobs.transfers import put_all
 
@@ -51,6 +52,12 @@ class Uploader:
     sent: dict[str, tuple[int, float]] = field(default_factory=dict)
     keep_last: int = 0
     keep_every: int = 0
+    nodes: int = 1
+    """Nodes of the run; each has an uploader, and they write one manifest of pictures."""
+    sending_s: float = 0.0
+    """Time that pictures have taken, their manifest included."""
+    first: bool = True
+    """Whether this is node 0's, which alone removes things."""
     stopped: Callable[[], bool] = lambda: False
     """Asked between tries, where somebody may stop waiting."""
 
@@ -127,6 +134,7 @@ class Uploader:
             self._send_pictures(paths[at : at + PICTURES_AT_ONCE])
 
     def _send_pictures(self, paths: list[Path]) -> None:
+        began = time.monotonic()
         rows = [json.loads(path.read_bytes()) for path in paths]
         pictures = [self.outbox.root / str(row["file"]) for row in rows]
         items = [
@@ -150,18 +158,17 @@ class Uploader:
         for path, picture in zip(paths, pictures, strict=True):
             path.unlink()
             picture.unlink()
+        self.sending_s += time.monotonic() - began
 
     def _check_claim(self) -> None:
         commits.check_claim(self.store, self.run, self.claim)
 
     def _write_rows(self) -> None:
         self._check_claim()
-        rows = sorted(
-            self.rows, key=lambda text: (json.loads(text)["line"], json.loads(text)["image"])
-        )
-        key = layout.key(self.run, layout.PICTURES)
-        proof = self.store.write(key, ("\n".join(rows) + "\n").encode())
-        commits.compare(self.store, key, {key: proof})
+        if self.nodes > 1:
+            self.rows = merge(self.store, self.run, self.rows)
+        else:
+            write(self.store, self.run, self.rows)
 
     def _records(self, *, force: bool = False) -> None:
         """Send the records and logs that have grown; at most every few seconds, or now."""
@@ -201,11 +208,13 @@ class Uploader:
         """Send what is left; the result comes last, so that it speaks of what is there."""
         self.cycle()
         self._records(force=True)
-        if self.keep_last:  # an attempt before may have been killed in the middle of it
+        if self.keep_last and self.first:  # an attempt may have been killed in the middle of it
             self.retrying("retention", self._retain)
-        abort_uploads(self.store, self.run, self.outbox)
+        if self.first:
+            abort_uploads(self.store, self.run, self.outbox)
         result = self.outbox.root / layout.RESULT
         if result.exists():
+            tell_upload(result, self.sending_s)
             self.retrying(layout.RESULT, self._check_claim)
             key = layout.key(self.run, layout.RESULT)
 
@@ -230,24 +239,16 @@ def abort_uploads(store: Store, run: str, outbox: Outbox) -> None:
             log.info("unfinished-uploads=aborted count=%d", count)
 
 
-def known_rows(store: Store, run: str) -> list[str]:
-    """Return the rows of the pictures that earlier attempts have committed."""
-    try:
-        return store.read(layout.key(run, layout.PICTURES)).decode().splitlines()
-    except FileNotFoundError:
-        return []
-
-
 def upload(env: Environment, claim: commits.Claim) -> None:
     """Run until the supervisor says that nothing new will appear.
 
     Raises:
-        Unavailable: the store was away past the deadline.
-        Unavailable: the run belongs to a newer attempt.
+        Unavailable: the store was away past the deadline, or the run is a newer attempt's.
     """
     outbox = Outbox(env.work)
     store = open_store(env.store, env.access, outbox.uploads)
     uploader = Uploader(store, env.run, outbox, claim, env.store_deadline_seconds)
+    uploader.nodes, uploader.first = env.nodes, env.index == 0
     uploader.retrying("picture manifest", uploader.recall)
     spec = json.loads(env.spec)
     uploader.keep_last = int(spec.get("keep_last", 0))

@@ -118,9 +118,9 @@ def test_a_part_of_the_nodes_is_told_where_no_gang_is() -> None:
 
 @pytest.mark.parametrize("spec", [TrainSpec(), INFER])
 def test_what_the_jobs_do_not_do_yet_is_told_as_long_as_they_refuse(spec: Any) -> None:
-    variables = {"JOB_SPEC": "{}", "JOB_RUN": "cat-1", "JOB_STORE": "/", "JOB_UID": "u"}
+    made = plan(spec, QUIET, name="cat-1", npus=8, nodes=2)
     try:
-        Environment.read({**variables, "JOB_WORK": "/", "JOB_NODES": "2"})
+        Environment.read({**made.environment, "JOB_UID": "u", "JOB_WORK": "/"})
         refuse = False
     except BadSpec:
         refuse = True

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import msrun, runtime, verdict
+from jobs import msrun, verdict, working
 from jobs.attempt import Attempt, StopRequest
 from jobs.commits import Claim
 from jobs.environment import Environment
@@ -63,7 +63,7 @@ def supervise(tmp_path: Path, **changes: str | None) -> tuple[int, str, str]:
         ({"JOB_WORKERS": "0"}, "JOB_WORKERS: '0' is not a number of at least 1"),
         ({"JOB_GRACE_SECONDS": "soon"}, "JOB_GRACE_SECONDS: 'soon'"),
         ({"JOB_DEVICE": "GPU"}, "'GPU' is neither Ascend nor CPU"),
-        ({"JOB_NODES": "2"}, "one node"),
+        ({"JOB_NODES": "2"}, "JOB_MASTER: missing"),
         ({"JOB_SPEC": "{}"}, "spec"),
         ({"JOB_SPEC": '{"kind":"train","stesp":1}'}, "stesp: unknown key"),
         ({"JOB_STORE": "gs://bucket/x"}, "store 'gs://bucket/x'"),
@@ -150,7 +150,7 @@ def test_a_store_that_is_away_does_not_hold_up_the_end(
 def test_reasons_name_what_was_given_and_not_the_copy_of_this_node() -> None:
     spec = TrainSpec(model="s3://b/sdxl", data="tiny")
     staged = spec.model_copy(update={"model": "/cache/0123"})
-    told = runtime.as_given("/cache/0123/unet: no such file", spec, staged)
+    told = working.as_given("/cache/0123/unet: no such file", spec, staged)
     assert told == "s3://b/sdxl/unet: no such file"
 
 
@@ -234,17 +234,17 @@ def test_a_silent_worker_is_stalled_and_a_beating_one_is_not(attempt: Attempt) -
     attempt.started = time.monotonic() - 100
     for rank in range(2):
         outbox.beat(rank)
-    runtime.check_stall(attempt)
+    working.check_stall(attempt)
     old = time.time() - 60
     os.utime(attempt.env.work / "alive" / "1", (old, old))
     with pytest.raises(Stalled, match=r"worker 1: silent for (59|60|61) s, the limit is 5 s"):
-        runtime.check_stall(attempt)
+        working.check_stall(attempt)
     attempt.logs.mkdir(parents=True)
     (attempt.logs / "worker_1.log").write_text("a line is a sign of life too")
-    runtime.check_stall(attempt)
+    working.check_stall(attempt)
     attempt.started = time.monotonic()
     os.utime(attempt.logs / "worker_1.log", (old, old))
-    runtime.check_stall(attempt)  # it has only just started
+    working.check_stall(attempt)  # it has only just started
 
 
 def test_the_worker_that_failed_is_read_from_msruns_words(tmp_path: Path) -> None:

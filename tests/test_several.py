@@ -93,4 +93,4 @@ def test_what_seldom_works_is_told_and_the_job_printed(capfd, monkeypatch) -> No
     assert yaml.safe_load(out)["kind"] == "Job"
     assert all(row.startswith("warning: ") for row in err)
     subjects = [row.split()[1] for row in err]
-    assert subjects == ["--nodes", "--nodes", "store_secret:", "store_endpoint", "data"]
+    assert subjects == ["--nodes", "store_secret:", "store_endpoint", "data"]

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs import commits, layout, sync
+from jobs import commits, layout, rows, sync
 from jobs.errors import Unavailable
-from jobs.outbox import Outbox
+from jobs.outbox import Outbox, write_whole
+from jobs.rows import known_rows
 from jobs.stores import FileStore, Progress, Stored, unwatched
 
 
@@ -43,13 +44,30 @@ def paint(outbox: Outbox, line: int) -> None:
 
 
 def manifest(store: FileStore) -> list[int]:
-    return [json.loads(row)["line"] for row in sync.known_rows(store, "run")]
+    return [json.loads(row)["line"] for row in known_rows(store, "run")]
 
 
 def checkpoint(outbox: Outbox, step: int) -> None:
     draft = outbox.draft(step)
     (draft / "state").write_bytes(b"s" * step)
     outbox.publish(draft)
+
+
+def test_the_result_tells_how_long_pictures_took_to_send(
+    uploader: sync.Uploader, store: Flaky, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox = uploader.outbox
+    clock = iter(range(0, 10**6, 7))
+    monkeypatch.setattr(sync.time, "monotonic", lambda: next(clock))
+    paint(outbox, 7)
+    for kind, split in (("infer", {"split_s": {"start": 1.5}}), ("train", {})):
+        write_whole(outbox.root / layout.RESULT, json.dumps({"kind": kind, **split}).encode())
+        uploader.finish()
+        found = json.loads(store.read(layout.key("run", layout.RESULT)))
+        assert found.keys() == {"kind", *split}
+        if split:
+            assert found["split_s"]["start"] == 1.5
+            assert found["split_s"]["upload"] >= 7
 
 
 def test_everything_arrives_and_leaves_the_outbox(uploader: sync.Uploader, store: Flaky) -> None:
@@ -101,7 +119,7 @@ def test_the_picture_manifest_is_in_order_and_goes_on(
         paint(uploader.outbox, line)
         uploader.cycle()
     claim = commits.take_claim(store, "run", cluster="", namespace="", uid="u")
-    rows = sync.known_rows(store, "run")
+    rows = known_rows(store, "run")
     after = sync.Uploader(store, "run", Outbox(tmp_path / "new"), claim, 30, rows)
     paint(after.outbox, 1)
     after.cycle()
@@ -150,3 +168,23 @@ def test_a_picture_that_comes_back_changed_is_not_in_the_manifest(
     with pytest.raises(Unavailable, match="other bytes"):
         uploader.cycle()
     assert manifest(store) == []
+
+
+def test_nodes_merge_their_rows_into_one_manifest(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    texts = [json.dumps({"line": line, "image": 0}) for line in (2, 1, 3)]
+    for text in texts:  # each from a node that knows of no other row
+        rows.merge(store, "run", [text])
+    merged = rows.merge(store, "run", texts)
+    assert merged == known_rows(store, "run") == [texts[1], texts[0], texts[2]]
+
+    class Busy(FileStore):
+        """Another node writes between the reading and the writing."""
+
+        def read(self, key: str) -> bytes:
+            found = super().read(key)
+            FileStore(tmp_path).write(key, found + b"\n")
+            return found
+
+    with pytest.raises(OSError, match="another node"):
+        rows.merge(Busy(tmp_path), "run", [json.dumps({"line": 4, "image": 0})])
