@@ -1,28 +1,21 @@
 """The image, built for real on a stand-in for the CANN base, and run as Kubernetes would run it.
 
-Takes minutes and a download of some 750 MB the first time; then buildah's layers are reused. They
-and the stand-in are kept in $XDG_CACHE_HOME/ascend-diffusion-jobs (or ~/.cache/...).
+Takes minutes and a download of some 750 MB the first time; then buildah's layers are reused.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from building import ROOT, TAG, build, buildah, config_of, layer_bytes, pip_settings, storage
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1800)]
 
-ROOT = Path(__file__).parents[2]
-BASE_SCRIPT = Path(__file__).with_name("base.sh")
 SPEC = {
     "kind": "train", "model": "tiny", "data": "tiny", "precision": "fp32",
     "resolution": 128, "steps": 2, "save_every": 2, "log_every": 1,
@@ -34,32 +27,6 @@ JOB = {
 }  # fmt: skip
 
 
-def buildah(*arguments: str) -> str:
-    """Run buildah; its words go to the test's output."""
-    ended = subprocess.run(["buildah", *arguments], stdout=subprocess.PIPE, text=True, check=False)
-    assert ended.returncode == 0, f"buildah {' '.join(arguments[:2])} ended with {ended.returncode}"
-    return ended.stdout.strip()
-
-
-def pip_settings(folder: Path) -> list[str]:
-    """Return volumes that lend this machine's own pip settings to the build, and to it alone."""
-    listed = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
-    ).stdout
-    settings: dict[str, str] = {}
-    for line in sorted(listed.splitlines(), reverse=True):  # `global.` before `:env:`, which wins
-        name, _, value = line.partition("=")
-        settings[name.rpartition(".")[2]] = value.strip("'\"")
-    if bundle := os.environ.get("SSL_CERT_FILE"):
-        settings.setdefault("cert", bundle)
-    config = folder / "pip.conf"
-    config.write_text("[global]\n" + "".join(f"{k} = {v}\n" for k, v in settings.items()))
-    paths = {Path(value) for value in settings.values() if value.startswith("/")}
-    volumes = [f"{config}:/etc/pip.conf:ro"]
-    volumes += [f"{path}:{path}:ro" for path in sorted(paths) if path.exists()]
-    return [part for volume in volumes for part in ("--volume", volume)]
-
-
 @dataclass(frozen=True)
 class Image:
     """A built image and a container made of it, not started."""
@@ -67,15 +34,18 @@ class Image:
     container: str
     config: dict[str, Any]
     base: dict[str, Any]
+    layers: tuple[int, ...]
+    """Bytes of our layers, uncompressed."""
 
     def run(
-        self, command: list[str] | None = None, **variables: str
+        self, command: list[str] | None = None, user: str = "", **variables: str
     ) -> subprocess.CompletedProcess[str]:
         """Run entrypoint and command in a process of its own, as a container runtime would.
 
         `buildah run` itself knows environment, user and folder of the image, not its entrypoint.
         """
         environment = [part for pair in variables.items() for part in ("--env", "=".join(pair))]
+        environment += ["--user", user] if user else []
         whole = [*self.config["Entrypoint"], *(command or self.config["Cmd"])]
         return subprocess.run(
             ["buildah", "run", "--isolation", "chroot", *environment, self.container, "--", *whole],
@@ -94,49 +64,15 @@ def image(
     tmp_path_factory: pytest.TempPathFactory,
     missing: Callable[[str, str], NoReturn],
 ) -> Iterator[Image]:
-    if os.geteuid() != 0:
-        missing("e2e", "building an image needs root")
-    for program in ("buildah", "debootstrap"):
-        if shutil.which(program) is None:
-            missing("e2e", f"building an image needs {program}")
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    cache = home / "ascend-diffusion-jobs" / "images"
-    cache.mkdir(parents=True, exist_ok=True)
     scratch = tmp_path_factory.mktemp("image")
-    storage = scratch / "storage.conf"
-    storage.write_text(
-        f'[storage]\ndriver = "overlay"\ngraphroot = "{cache}/storage"\nrunroot = "{cache}/run"\n'
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CONTAINERS_STORAGE_CONF", str(storage))
-        yield from built(pip_settings(scratch))
-
-
-def built(volumes: list[str]) -> Iterator[Image]:
-    """Build the image, on a stand-in that is made once for each state of its script."""
-    base = f"localhost/cann-stand-in:{hashlib.sha256(BASE_SCRIPT.read_bytes()).hexdigest()[:12]}"
-    if not buildah("images", "--quiet", "--filter", f"reference={base}"):
-        subprocess.run([str(BASE_SCRIPT), base], check=True)
-    tag = "localhost/ascend-diffusion-jobs:test"
-    buildah(
-        "bud", "--isolation", "chroot", "--layers", "--force-rm", *volumes, "--tag", tag,
-        "--build-arg", f"BASE_IMAGE={base}", "--build-arg", "FRAMEWORK=cpu",
-        "--build-arg", "REVISION=abc123", str(ROOT),
-    )  # fmt: skip
-    # The layers of former states are 3 GB each; one in use by another run stays.
-    subprocess.run(["buildah", "rmi", "--prune"], capture_output=True, check=False)
-    container = buildah("from", "--pull-never", tag)
-    try:
-        yield Image(container, config_of(tag), config_of(base))
-    finally:
-        buildah("rm", container)
-
-
-def config_of(name: str) -> dict[str, Any]:
-    """Return the image's configuration as the OCI format has it."""
-    found = json.loads(buildah("inspect", "--type", "image", name))["OCIv1"]["config"]
-    assert isinstance(found, dict)
-    return found
+    with storage(scratch, missing) as graph:
+        base = build(pip_settings(scratch))
+        container = buildah("from", "--pull-never", TAG)
+        try:
+            sizes = layer_bytes(graph, TAG)[len(layer_bytes(graph, base)) :]
+            yield Image(container, config_of(TAG), config_of(base), tuple(sizes))
+        finally:
+            buildah("rm", container)
 
 
 def test_entrypoint_of_the_base_stays(image: Image) -> None:
@@ -216,3 +152,28 @@ def test_labels(image: Image) -> None:
     found = image.config["Labels"]
     assert found["org.opencontainers.image.revision"] == "abc123"
     assert found["org.opencontainers.image.base.name"].startswith("localhost/cann-stand-in:")
+
+
+def test_any_user_of_the_devices_group_runs_the_main_job(image: Image) -> None:
+    """A namespace may force its own uids; the group owns the devices and what may be written."""
+    variables = JOB | {"JOB_WORK": "/scratch/other", "JOB_STORE": "file:///scratch/other/store"}
+    ended = image.run(user="54321:1000", **variables)
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-1000:]
+
+
+def test_it_computes_on_what_it_was_built_for(image: Image) -> None:
+    variables = JOB | {"JOB_WORK": "/scratch/npu", "JOB_STORE": "file:///scratch/npu/store"}
+    ended = image.run(**(variables | {"JOB_DEVICE": "Ascend"}))
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-1000:]
+
+
+def test_layers_hold_little_but_the_packages(image: Image) -> None:
+    code = """
+import importlib.metadata, pathlib, subprocess
+files = {pathlib.Path(d.locate_file(f)).resolve() for d in importlib.metadata.distributions(
+    path=["/opt/venv/lib/python3.11/site-packages"]) for f in d.files or ()}
+print(sum(f.stat().st_size for f in files if f.is_file()))
+"""
+    packages = int(image.python(code))
+    assert packages > 1 << 30
+    assert sum(image.layers) <= 1.2 * packages, (image.layers, packages)

@@ -1,0 +1,107 @@
+"""Builds the image with buildah on a stand-in for the CANN base; layers are kept between runs.
+
+They and the stand-in lie in $XDG_CACHE_HOME/ascend-diffusion-jobs (or ~/.cache/...).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BASE_SCRIPT = Path(__file__).with_name("base.sh")
+TAG = "localhost/ascend-diffusion-jobs:test"
+
+
+def buildah(*arguments: str) -> str:
+    """Run buildah; its words go to the test's output."""
+    ended = subprocess.run(["buildah", *arguments], stdout=subprocess.PIPE, text=True, check=False)
+    assert ended.returncode == 0, f"buildah {' '.join(arguments[:2])} ended with {ended.returncode}"
+    return ended.stdout.strip()
+
+
+def pip_settings(folder: Path) -> list[str]:
+    """Return volumes that lend this machine's own pip settings to the build, and to it alone."""
+    listed = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
+    ).stdout
+    settings: dict[str, str] = {}
+    for line in sorted(listed.splitlines(), reverse=True):  # `global.` before `:env:`, which wins
+        name, _, value = line.partition("=")
+        settings[name.rpartition(".")[2]] = value.strip("'\"")
+    if bundle := os.environ.get("SSL_CERT_FILE"):
+        settings.setdefault("cert", bundle)
+    config = folder / "pip.conf"
+    config.write_text("[global]\n" + "".join(f"{k} = {v}\n" for k, v in settings.items()))
+    paths = {Path(value) for value in settings.values() if value.startswith("/")}
+    volumes = [f"{config}:/etc/pip.conf:ro"]
+    volumes += [f"{path}:{path}:ro" for path in sorted(paths) if path.exists()]
+    return [part for volume in volumes for part in ("--volume", volume)]
+
+
+@contextmanager
+def storage(scratch: Path, missing: Callable[[str, str], NoReturn]) -> Iterator[Path]:
+    """Make buildah use the cache's own storage, which is yielded, until the block ends."""
+    if os.geteuid() != 0:
+        missing("e2e", "building an image needs root")
+    for program in ("buildah", "debootstrap"):
+        if shutil.which(program) is None:
+            missing("e2e", f"building an image needs {program}")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache = home / "ascend-diffusion-jobs" / "images"
+    cache.mkdir(parents=True, exist_ok=True)
+    config = scratch / "storage.conf"
+    config.write_text(
+        f'[storage]\ndriver = "overlay"\ngraphroot = "{cache}/storage"\nrunroot = "{cache}/run"\n'
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CONTAINERS_STORAGE_CONF", str(config))
+        yield cache / "storage"
+
+
+def build(volumes: list[str]) -> str:
+    """Build the image as TAG; return its base, a stand-in that is made once."""
+    base = f"localhost/cann-stand-in:{hashlib.sha256(BASE_SCRIPT.read_bytes()).hexdigest()[:12]}"
+    if not buildah("images", "--quiet", "--filter", f"reference={base}"):
+        subprocess.run([str(BASE_SCRIPT), base], check=True)
+    buildah(
+        "bud", "--isolation", "chroot", "--layers", "--force-rm", *volumes, "--tag", TAG,
+        "--build-arg", f"BASE_IMAGE={base}", "--build-arg", "FRAMEWORK=cpu",
+        "--build-arg", "REVISION=abc123", str(ROOT),
+    )  # fmt: skip
+    # The layers of former states are 3 GB each; one in use by another run stays.
+    subprocess.run(["buildah", "rmi", "--prune"], capture_output=True, check=False)
+    return base
+
+
+def config_of(name: str) -> dict[str, Any]:
+    """Return the image's configuration as the OCI format has it."""
+    found = json.loads(buildah("inspect", "--type", "image", name))["OCIv1"]["config"]
+    assert isinstance(found, dict)
+    return found
+
+
+def layer_bytes(graph: Path, name: str) -> list[int]:
+    """Return the uncompressed size of each layer of an image, the base's first."""
+    image = json.loads(buildah("inspect", "--type", "image", name))["FromImageID"]
+    images = json.loads((graph / "overlay-images" / "images.json").read_bytes())
+    layers = {
+        row["id"]: row
+        for row in json.loads((graph / "overlay-layers" / "layers.json").read_bytes())
+    }
+    at = next(row["layer"] for row in images if row["id"] == image)
+    sizes: list[int] = []
+    while at:
+        sizes.insert(0, int(layers[at].get("diff-size", 0)))
+        at = layers[at].get("parent", "")
+    return sizes
