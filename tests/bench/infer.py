@@ -10,7 +10,8 @@ paints batches. All paint with the weights of the tiny model. `steady` takes tur
 so that a busy machine slows both alike; both are compiled first: start and compilation are not
 counted, file writing is. `job` and `workers` are runs of `launcher submit infer`, `job` from the
 first instruction to the last, against a process that does nothing but the loop; with --loop N it
-paints N pictures of the 200, and the rest are reckoned from their pace, which is then said.
+paints N pictures of the 200, and the rest are reckoned from their pace, which is then said. The
+loop has all cores to itself; --npus W shares the same cores among W workers.
 """
 
 from __future__ import annotations
@@ -167,9 +168,10 @@ def submit(given: argparse.Namespace, place: Path, name: str, count: int, **how:
 
 def job(given: argparse.Namespace, place: Path) -> float:
     """Return the ratio of a whole job's seconds, the loop's to ours."""
-    submit(given, place, "warm-up", given.batch)
-    seconds, result = submit(given, place, "job", given.prompts)
-    print(f"ours: {seconds:.1f} s for {given.prompts} pictures, {result['split_s']}")
+    submit(given, place, "warm-up", given.batch * given.npus, npus=given.npus)
+    seconds, result = submit(given, place, "job", given.prompts, npus=given.npus)
+    told = f"{given.npus} workers, {result['img_s']} img/s while painting, {result['split_s']}"
+    print(f"ours: {seconds:.1f} s for {given.prompts} pictures, {told}", flush=True)
     count = min(given.loop or given.prompts, given.prompts)
     found = reference(given, place, count, "graph")
     whole = found["first_s"] + (given.prompts - 1) * found["picture_s"]
@@ -221,6 +223,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scheduler", default=None)
+    parser.add_argument("--npus", type=int, default=1, help="workers of `job`")
     parser.add_argument("--model", default="", help="of `loop`")
     parser.add_argument("--mode", default="graph", choices=["graph", "pynative"])
     given = parser.parse_args()
