@@ -86,7 +86,8 @@ def test_nobody_reading_stdout_stops_nothing(tmp_path: Path) -> None:
 def job(store: Path) -> dict[str, str]:
     return {
         "JOB_SPEC": to_json(TrainSpec(model="tiny", data="tiny")), "JOB_RUN": "r", "JOB_UID": "u",
-        "JOB_DEVICE": "CPU", "JOB_STORE": str(store), "JOB_COMPLETION_INDEX": "3",
+        "JOB_DEVICE": "CPU", "JOB_STORE": str(store), "JOB_COMPLETION_INDEX": "3", "JOB_NODES": "4",
+        "JOB_MASTER": "r-0", "JOB_MASTER_PORT": "8118",
     }  # fmt: skip
 
 
