@@ -78,5 +78,13 @@ def test_prune_removes_what_is_old_and_nothing_else(run, store):
     assert "no cache" in run("list").err
 
 
+def test_a_set_is_as_old_as_its_newest_object(run, store):
+    old = time.time() - 40 * DAY
+    file = next(path for path in (store.root / "cache/graphs/a").iterdir() if path.name == "file")
+    os.utime(file, (old, old))
+    run("prune", "--yes")
+    assert keys(store) == {"a", "c"}
+
+
 def test_what_is_no_time_is_refused(run):
     assert "--older-than" in run("prune", "--older-than", "soon", code=2).err

@@ -80,6 +80,24 @@ def test_what_is_read_ahead_is_the_batch_of_its_own_place(folder: Path) -> None:
             assert np.array_equal(found[name], alone[name]), (place, name)
 
 
+def test_in_a_run_each_row_is_read_once_and_ahead(folder: Path) -> None:
+    class Counted(Rows):
+        reads = 0
+
+        def row(self, index: int, view: int) -> tuple[np.ndarray, ...]:
+            self.reads += 1
+            return super().row(index, view)
+
+    rows = Counted()
+    spec = TrainSpec(batch_size=2, accumulate=2)
+    feed = Feed(rows, spec, Worker(0, 1), folder)  # type: ignore[arg-type]
+    places = [(step, part) for step in range(3) for part in range(2)]
+    for place in places:
+        feed.inputs(*place)
+    feed._reader.shutdown()
+    assert rows.reads == 2 * (len(places) + 1)
+
+
 def test_dropout_keys_go_by_the_sample_too(folder: Path) -> None:
     def keys(step: int, part: int, worker: Worker, **given: Any) -> np.ndarray:
         feed = Feed(Rows(), TrainSpec(**given), worker, folder)  # type: ignore[arg-type]
