@@ -79,6 +79,7 @@ INDEX: dict[str, Any] = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
+TOKENIZERS = ("tokenizer", "tokenizer_2")
 _LEAVES = {"gamma": "weight", "beta": "bias", "embedding_table": "weight"}
 """MindSpore's names of a norm's and an embedding's weights, and PyTorch's."""
 _START, _END = "<|startoftext|>", "<|endoftext|>"
@@ -119,7 +120,7 @@ def _write_tokenizer(folder: Path, pad: str) -> int:
     (folder / "merges.txt").write_text(
         "#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8"
     )
-    _write_json(
+    write_json(
         folder / "tokenizer_config.json",
         {
             "tokenizer_class": "CLIPTokenizer",
@@ -134,12 +135,13 @@ def _write_tokenizer(folder: Path, pad: str) -> int:
     return len(vocabulary)
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a file of JSON, and the folder that it is in."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _fill(cell: Any, seed: int) -> None:
+def fill(cell: Any, seed: int) -> None:
     """Set every weight from one generator: matrices by 1/sqrt(inputs), scales 1, shifts 0."""
     import mindspore as ms
     import numpy as np
@@ -168,14 +170,21 @@ def _to_pytorch(path: Path) -> None:
     save_file(named, path, {"format": "pt"})  # transformers refuses files that do not say `pt`
 
 
+def save(cell: Any, folder: Path) -> None:
+    """Write one part: its configuration, and its weights under PyTorch's names."""
+    cell.save_pretrained(str(folder))
+    (path,) = folder.glob("*.safetensors")
+    _to_pytorch(path)
+
+
 def write_folder(folder: Path, seed: int = 0) -> None:
     """Write the pipeline folder that `from_pretrained` reads; the same bytes for the same seed."""
     from mindone.diffusers import AutoencoderKL, UNet2DConditionModel
     from mindone.transformers import CLIPTextModel, CLIPTextModelWithProjection
     from transformers import CLIPTextConfig
 
-    _write_json(folder / "model_index.json", INDEX)
-    _write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
+    write_json(folder / "model_index.json", INDEX)
+    write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
     size = _write_tokenizer(folder / "tokenizer", _END)
     _write_tokenizer(folder / "tokenizer_2", "!")
     marks = {"bos_token_id": size - 2, "eos_token_id": size - 1, "pad_token_id": 1}
@@ -190,7 +199,5 @@ def write_folder(folder: Path, seed: int = 0) -> None:
         "vae": AutoencoderKL(**VAE),
     }
     for offset, (name, cell) in enumerate(parts.items()):
-        _fill(cell, seed + offset)
-        cell.save_pretrained(str(folder / name))
-        (path,) = (folder / name).glob("*.safetensors")
-        _to_pytorch(path)
+        fill(cell, seed + offset)
+        save(cell, folder / name)
