@@ -29,6 +29,17 @@ def _add_one(anew: Tensor, total: Parameter, gradient: Tensor) -> Tensor:
     return anew
 
 
+def _unpacked(scalars: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Take apart what `Scalars.packed` put together: each argument of a graph costs over 1 ms."""
+    return scalars[0], scalars[1], scalars[2], scalars[3], scalars[4:6]
+
+
+def _packed(outcome: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Return loss, norm and the two counts in one tensor, [4] fp32: one copy to the host."""
+    loss, norm, stops = outcome
+    return ops.cat((loss.reshape(1), norm.reshape(1), stops))
+
+
 class Gradient(nn.Cell):  # type: ignore[misc]
     """The scaled loss and its gradient."""
 
@@ -63,18 +74,14 @@ class Whole(Gradient):
         keep: Tensor,
         text: Tensor,
         text_2: Tensor,
-        lr: Tensor,
-        text_lr: Tensor,
-        decay: Tensor,
-        step: Tensor,
-        stop: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what `Update` does; the first eight are the loss's."""
+        scalars: Tensor,
+    ) -> Tensor:
+        """Return what `Update` does, packed; the first eight are the loss's."""
         value, gradients = self.value_and_grad(
             noisy, timesteps, time_ids, target, weight, keep, text, text_2
         )
-        loss, norm, stops = self.update(value, gradients, lr, text_lr, decay, step, stop)
-        return loss, norm, stops
+        lr, text_lr, decay, step, stop = _unpacked(scalars)
+        return _packed(self.update(value, gradients, lr, text_lr, decay, step, stop))
 
 
 class Sums(Gradient):
@@ -117,12 +124,10 @@ class Finish(nn.Cell):  # type: ignore[misc]
         self.sums, self.total = sums.sums, sums.total
         self.update = update
 
-    def construct(
-        self, lr: Tensor, text_lr: Tensor, decay: Tensor, step: Tensor, stop: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what `Update` does."""
-        loss, norm, stops = self.update(self.total, self.sums, lr, text_lr, decay, step, stop)
-        return loss, norm, stops
+    def construct(self, scalars: Tensor) -> Tensor:
+        """Return what `Update` does, packed."""
+        lr, text_lr, decay, step, stop = _unpacked(scalars)
+        return _packed(self.update(self.total, self.sums, lr, text_lr, decay, step, stop))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +144,11 @@ class Scalars:
     """This worker was asked to stop."""
     late: bool = False
     """The time is over."""
+
+    def packed(self) -> Tensor:
+        """Return them as the graph takes them, [6] fp32."""
+        row = (self.lr, self.text_lr, self.decay, self.number, self.stop, self.late)
+        return Tensor(np.asarray(row, np.float32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,19 +189,17 @@ class TrainStep:
 
         They are taken one by one: a batch may set what its graph reads just before (dropout).
         """
-        stop = np.asarray([scalars.stop, scalars.late], np.float32)
-        rates = (scalars.lr, scalars.text_lr, scalars.decay, float(scalars.number))
-        last = (*(Tensor(value, ms.float32) for value in rates), Tensor(stop))
-        found: Any = ()
+        last = scalars.packed()
+        found: Any = None
         for place, batch in enumerate(batches):
             if self.accumulate == 1:
-                found = self.whole(*batch, *last)
+                found = self.whole(*batch, last)
             else:
                 self.sums(*batch, Tensor(place == 0))
         if self.accumulate > 1:
-            found = self.finish(*last)
-        loss, norm, stops = (value.asnumpy() for value in found)
-        return Outcome(float(loss), float(norm), round(float(stops[0])), round(float(stops[1])))
+            found = self.finish(last)
+        loss, norm, stops, late = found.asnumpy().tolist()
+        return Outcome(loss, norm, round(stops), round(late))
 
     def scale(self) -> float:
         """Return the loss scale."""
