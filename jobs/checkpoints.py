@@ -63,6 +63,11 @@ def restore(folder: Path, spec: TrainSpec, step: TrainStep) -> tuple[int, list[s
     told = f"checkpoint {folder.name}: was made with other values: {'; '.join(changed)}"
     if changed and not spec.fork:
         raise BadSpec(f"{told}; repeat its values, use a new run name, or --fork it")
+    if int(loop["step"]) > spec.steps:
+        raise BadSpec(
+            f"checkpoint {folder.name}: {loop['step']} steps are done, more than steps "
+            f"{spec.steps}; raise steps, or use a new run name"
+        )
     parameters = step.state()
     if set(parameters) != set(arrays) or any(
         tuple(parameters[name].shape) != array.shape for name, array in arrays.items()

@@ -5,9 +5,16 @@ Must not know where a job runs. Imports only pydantic and the standard library.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from jobs.documents import Frozen, Precision
 
@@ -16,6 +23,17 @@ Scheduler = Literal[
     "EulerAncestral",
 ]  # fmt: skip
 
+
+def _encodable(text: str) -> str:
+    """Refuse what JSON can say and UTF-8 cannot: half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("holds half of a surrogate pair") from error
+    return text
+
+
+_Text = Annotated[str, AfterValidator(_encodable)]
 _Images = Annotated[int, Field(ge=1, le=1000)]
 _Steps = Annotated[int, Field(ge=1, le=1000)]
 _Guidance = Annotated[float, Field(ge=1, le=100)]
@@ -30,11 +48,11 @@ _LORA_KEY = r"cache/loras/[0-9a-f]{64}/[A-Za-z0-9._-]{1,80}\.safetensors"
 class PromptRow(Frozen):
     """One line of a prompt file; what it does not say the spec says for all."""
 
-    line: int = Field(ge=1)
+    line: int = Field(ge=1, le=1_000_000_000)
     """Line number in the file, from 1; part of the identity of the picture's noise."""
     prompt: str = Field(min_length=1)
     """The text."""
-    negative: str | None = None
+    negative: _Text | None = None
     """What these pictures should not show."""
     seed: _Seed | None = None
     """Seed of these pictures' noise, instead of the spec's."""
@@ -101,7 +119,7 @@ class InferSpec(Frozen):
     """The rows themselves, or where they wait in the store."""
     only: str | None = Field(None, min_length=1)
     """Lines to paint, as `17,40-42`, or one picture, as `17.0`; the plan stays the whole file's."""
-    negative: str | None = None
+    negative: _Text | None = None
     """What the pictures should not show; none means zero embeddings, as SDXL's pipeline does."""
     images: _Images = 1
     """Pictures per prompt."""
@@ -130,6 +148,11 @@ class InferSpec(Frozen):
     def _has_prompts(self) -> InferSpec:
         if isinstance(self.prompts, tuple) and not self.prompts:
             raise ValueError("there is no prompt")
+        if isinstance(self.prompts, tuple):
+            lines = Counter(row.line for row in self.prompts)
+            if len(lines) < len(self.prompts):
+                line = max(lines, key=lines.__getitem__)
+                raise ValueError(f"line {line} is given {lines[line]} times")
         if self.lora is None and self.lora_step is not None:
             raise ValueError("lora_step is set and lora is not")
         if self.lora_step is not None and self.lora is not None and "/" in self.lora:

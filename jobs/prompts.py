@@ -128,7 +128,7 @@ def _row_of_json(line: bytes, number: int) -> PromptRow | None:
     if not text:
         return None
     try:
-        found: Any = json.loads(text)
+        found: Any = json.loads(text, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
         raise _Bad(f"is not JSON: {error.msg} at character {error.colno}") from error
     except (ValueError, RecursionError) as error:
@@ -146,6 +146,15 @@ def _row_of_json(line: bytes, number: int) -> PromptRow | None:
         return PromptRow.model_validate({**found, "line": number})
     except ValidationError as error:
         raise _Bad(problems(error)) from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; of a key that is given twice json would keep the last in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _Bad(f"{next(key for key in keys if keys.count(key) > 1)}: is given twice")
+    return found
 
 
 def _decoded(line: bytes) -> str:

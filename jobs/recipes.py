@@ -100,10 +100,10 @@ def spec_of(texts: Mapping[str, object], name: str) -> dict[str, object]:
         if line < 1 or not 0 <= image < 1000 or not 0 <= slot < size or not prompt:
             raise ValueError(found)
         lines = (PromptRow(line=line, prompt=prompt, images=image + 1),)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise BadData(f"{name}: its recipe is damaged") from error
     kept = {key: row[key] for key in _SPEC_KEYS if row.get(key) is not None}
-    if kept.get("scheduler") not in SAMPLERS:
+    if str(kept.get("scheduler")) not in SAMPLERS:
         kept.pop("scheduler", None)  # the model's own, of a kind that no spec names
     place = {"only": f"{line}.{image}", "first_slot": (slot - image) % size}
     return {**kept, **place, "prompts": lines}

@@ -127,7 +127,7 @@ def loop(this: Run, done: int, cache: graphs.Graphs) -> None:
         Stopped: on request; a checkpoint of the newest step is handed over.
     """
     spec, journal = this.spec, this.journal
-    ended, outcome = done == spec.steps, None
+    ended, outcome = done >= spec.steps, None
     while not ended:
         outcome = once(this, done)
         done += 1
@@ -135,7 +135,7 @@ def loop(this: Run, done: int, cache: graphs.Graphs) -> None:
         if len(journal.seconds) == 1:
             cache.publish()
         this.outbox.beat(this.worker.rank)
-        ended = done == spec.steps or outcome.late > 0
+        ended = done >= spec.steps or outcome.late > 0
         saving = ended or outcome.stops > 0 or done % spec.save_every == 0
         if this.worker.rank == 0:
             if saving or journal.is_due(done):

@@ -177,6 +177,9 @@ class Update(nn.Cell):  # type: ignore[misc]
             requires_grad=False,
         )
         self.good = Parameter(Tensor(0.0, ms.float32), name="loss_scale_good", requires_grad=False)
+        # Steps that moved the weights: those that the scale has left out do not count (the bias
+        # correction would fall short of moments that have not moved either).
+        self.moved = Parameter(Tensor(0.0, ms.float32), name="adam_steps", requires_grad=False)
         self.many = options.workers > 1
         if self.many:
             self.all_reduce = ops.AllReduce(ops.ReduceOp.SUM)
@@ -199,6 +202,8 @@ class Update(nn.Cell):  # type: ignore[misc]
     def state(self) -> dict[str, Parameter]:
         """Return every Parameter that a checkpoint must hold, by name."""
         found = {"loss_scale": self.scale, "loss_scale_good": self.good}
+        if self.scaled:
+            found["adam_steps"] = self.moved
         for group in self.groups():
             found |= group.state()
         return found
@@ -238,6 +243,10 @@ class Update(nn.Cell):  # type: ignore[misc]
         if self.scaled:  # without a scale to halve, the run ends at such a step
             gradients = self.hyper_map(ops.partial(_finite, finite), gradients)
             shrink = ops.select(finite, shrink, ops.zeros_like(shrink))
+            # At least 1: before the first move the correction would be a division by 0.
+            moved = ops.select(finite, self.moved + 1.0, self.moved)
+            ops.assign(self.moved, moved)
+            step = ops.maximum(moved, Tensor(1.0, ms.float32))
         unbias1 = 1.0 - ops.pow(Tensor(self.beta1, ms.float32), step)
         unbias2 = 1.0 - ops.pow(Tensor(self.beta2, ms.float32), step)
         first, second = gradients[: self.count], gradients[self.count :]

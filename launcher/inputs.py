@@ -152,21 +152,30 @@ def read_recipe(path: Path) -> dict[str, object]:
         NotFound: there is no such file.
         Misconfigured: it is no picture of an inference run.
     """
-    from PIL import Image, UnidentifiedImageError
+    import warnings
+
+    from PIL import Image
 
     from jobs.recipes import spec_of
 
     hint = "--like wants a PNG that an inference run has painted, unchanged"
     try:
-        with Image.open(path.expanduser()) as picture:
+        with warnings.catch_warnings():
+            # No run paints 90 million pixels.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            picture = Image.open(path.expanduser())
+        with picture:
             texts = {str(key): value for key, value in picture.info.items()}
             return spec_of(texts, str(path))
     except FileNotFoundError as error:
         raise NotFound(f"{path}: no such file", hint) from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise Misconfigured(f"{path}: is no picture that can be read", hint) from error
     except BadData as error:
         raise Misconfigured(str(error), hint) from error
+    except (
+        Image.DecompressionBombError, Image.DecompressionBombWarning,
+        OSError, ValueError, SyntaxError, RuntimeError,  # RuntimeError: no such ~user
+    ) as error:  # fmt: skip
+        raise Misconfigured(f"{path}: is no picture that can be read", hint) from error
 
 
 @contextmanager
@@ -245,7 +254,8 @@ def place(key: str, value: str, origin: str, how: Access) -> str:
         if path.exists():
             return str(path.absolute())
     # The rule by which the job tells a hub id (jobs.data, jobs.pipelines).
-    file = key != "data" and value.count("/") > 1 and value.endswith(".safetensors")
+    url = "://" in value
+    file = key != "data" and not url and value.count("/") > 1 and value.endswith(".safetensors")
     if value.startswith(("/", ".", "~")) or (value.count("/") != 1 and not file):
         raise NotFound(
             f"{key} {value!r} (from {origin}): no such file or folder",

@@ -53,7 +53,7 @@ def test_every_parameter_comes_back(tmp_path: Path, given: dict[str, bool]) -> N
         {name: p.asnumpy() for name, p in step.state().items()} for step in (new, old)
     )
     assert found.keys() == expected.keys()
-    assert len(found) == 2 + (6 if given.get("text") else 4)
+    assert len(found) == 3 + (6 if given.get("text") else 4)
     for name, array in expected.items():
         assert np.array_equal(found[name], array), name
     kept = "ema." + NAME if given.get("average") else NAME
@@ -115,6 +115,13 @@ def test_a_fork_goes_on_with_other_values_and_says_which(tmp_path: Path) -> None
     wider = spec(method="lora-te", fork=True)
     with pytest.raises(BadSpec, match='method was "lora", not "lora-te", and its state does not'):
         checkpoints.restore(tmp_path, wider, a_step(0.0, text=True))
+
+
+def test_fewer_steps_than_are_done_are_refused(tmp_path: Path) -> None:
+    checkpoints.save(tmp_path, spec(), a_step(0.0), 70)
+    assert checkpoints.restore(tmp_path, spec(steps=70, fork=True), a_step(0.0))[0] == 70
+    with pytest.raises(BadSpec, match="70 steps are done, more than steps 69; raise steps"):
+        checkpoints.restore(tmp_path, spec(steps=69, fork=True), a_step(0.0))
 
 
 @pytest.mark.parametrize("damage", ["no loop", "no json", "no step", "half", "no state"])

@@ -3,10 +3,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from jobs.errors import BadData, BadSpec
 from jobs.prompts import Selection, form_of, from_json_lines, parse, selection, to_json_lines
-from jobs.specs import PromptRow
+from jobs.specs import InferSpec, PromptRow
 
 # Whatever one line of a text editor can hold; U+FEFF is the byte order mark.
 TEXTS = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\r\n\0\ufeff"))
@@ -93,6 +94,8 @@ def test_a_json_row_says_what_the_spec_would():
 BAD_ROWS = {
     '{"prompt": "x", "stesp": 3}': "stesp: unknown key",
     '{"prompt": "x", "line": 3}': "line: unknown key",
+    '{"prompt": "x", "prompt": "y"}': "prompt: is given twice",
+    '{"prompt": "x", "negative": "\\ud800"}': "negative: holds half of a surrogate pair",
     '{"prompt": "x", "steps": -3}': "steps: Input should be greater than or equal to 1, not -3",
     '{"prompt": "x", "width": 100}': "width: Input should be a multiple of 8, not 100",
     '{"prompt": "x", "guidance": NaN}': "guidance: Input should be a finite number",
@@ -151,3 +154,10 @@ def test_a_selection_names_lines_ranges_and_single_pictures():
 def test_a_bad_selection_is_refused(text):
     with pytest.raises(BadSpec, match="only: "):
         selection(text)
+
+
+def test_a_line_number_is_given_once() -> None:
+    # The second would overwrite the first's picture.
+    rows = (PromptRow(line=1, prompt="a cat"), PromptRow(line=1, prompt="a dog"))
+    with pytest.raises(ValidationError, match="line 1 is given 2 times"):
+        InferSpec(prompts=rows)

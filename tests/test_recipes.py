@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from typing import Any, get_args
 
 import numpy as np
@@ -68,6 +69,8 @@ def test_a_recipe_asks_for_the_same_picture_at_the_same_place() -> None:
         ({"recipe": "[]"}, "its recipe is damaged"),
         ({"recipe": json.dumps({**ROW, "slot": 4})}, "its recipe is damaged"),
         ({"recipe": json.dumps({**ROW, "line": 0})}, "its recipe is damaged"),
+        ({"recipe": json.dumps({**ROW, "line": math.inf})}, "its recipe is damaged"),
+        ({"recipe": json.dumps({**ROW, "line": 10**30})}, "its recipe is damaged"),
         ({"recipe": json.dumps({**ROW, "prompt": ""})}, "its recipe is damaged"),
     ],
 )

@@ -140,6 +140,17 @@ def test_an_overflow_is_left_out_and_halves_the_scale(accumulate: int) -> None:
     assert np.isfinite(net.w.asnumpy()).all()
 
 
+def test_a_step_left_out_does_not_count_for_the_bias_correction() -> None:
+    net, step = build(scaled=True)
+    reference = AdamW(text=False)
+    call(step, 1, x=np.full_like(X, 1e30))
+    for count in (1, 2):
+        reference.step(count)
+        rates = {"lr": LR / count, "text_lr": 0.0, "decay": 0.5}
+        step([batch(X)], Scalars(number=count + 1, **rates))
+    assert np.allclose(net.w.asnumpy(), reference.w[0], rtol=1e-5, atol=1e-5)
+
+
 def test_a_request_to_stop_and_the_end_of_time_come_back() -> None:
     _, step = build()
     assert (call(step, 1).stops, call(step, 2).late) == (0, 0)
