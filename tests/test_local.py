@@ -255,6 +255,15 @@ def test_a_fork_goes_on_with_other_values(place, monkeypatch, end):
     assert localrun.read(files).spec()["learning_rate"] == 1e-6
 
 
+def test_a_fork_goes_on_with_data_that_was_changed(place, monkeypatch):
+    monkeypatch.setenv("STANDIN_END", "65 bad data: changed since step-00000002")
+    ended(submit(place / "runs").files)
+    monkeypatch.delenv("STANDIN_END")
+    with pytest.raises(NameTaken, match="has failed for good"):
+        submit(place / "runs")
+    assert submit(place / "runs", fork=True).resumed
+
+
 def test_a_fork_has_the_store_of_the_run_and_a_run_that_succeeded_is_none(place, monkeypatch):
     monkeypatch.setenv("STANDIN_END", "75 stopped: on request")
     files = submit(place / "runs").files

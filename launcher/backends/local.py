@@ -187,10 +187,10 @@ def _check_resumable(plan: JobPlan, files: Files, old: Record) -> None:
     new = _record(plan, uid=old.uid, submitted=old.submitted)
     changes = _differences(old, new)
     forks = new.spec().get("fork") is True
-    if forks and changes:
+    if forks and (changes or state.code == BadData.code):  # its data may be mended since
         if moved := [change for change in changes if change.startswith(_STORE)]:
             raise _taken(files, f"{moved[0]}, which --fork cannot change")
-        return  # what has failed for good has failed with the values of before
+        return  # what has failed for good has failed with the values, or the data, of before
     if not state.resumable:
         raise _taken(files, f"has failed for good ({state.code}): {state.reason}")
     if changes:

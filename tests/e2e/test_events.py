@@ -73,8 +73,11 @@ class Run:
         os.kill(self.processes(program, index)[-1], signal.SIGKILL)
 
     def uid(self, index: int) -> str:
-        rows = self.nodes.pods(self.name)
-        return str(rows[index]["metadata"]["uid"]) if len(rows) > index else ""
+        """Return the uid of the newest pod of an index: failed ones stay beside it."""
+        label = "batch.kubernetes.io/job-completion-index"
+        rows = [row["metadata"] for row in self.nodes.pods(self.name)]
+        mine = [row for row in rows if row["labels"][label] == str(index)]
+        return max(mine, key=lambda row: row["creationTimestamp"])["uid"] if mine else ""
 
     def end(self, seconds: float = 600) -> dict[str, Any]:
         """Wait for success; return what `status` says."""
@@ -119,7 +122,9 @@ def start(nodes: Any, request: pytest.FixtureRequest) -> Any:
     made: list[Run] = []
 
     def begin(*words: str) -> Run:
-        name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[5:40].strip("-")
+        # The parameters tell the tests apart, so it is the words before them that are cut.
+        test, _, parameters = request.node.name.removeprefix("test_").lower().partition("[")
+        name = re.sub(r"[^a-z0-9]+", "-", f"{test[:24]}-{parameters}").strip("-")
         made.append(Run(nodes, name, nodes.bucket, words or TWO))
         return made[-1]
 
