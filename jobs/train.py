@@ -116,7 +116,9 @@ def check_samples(
     told = f"data {spec.data}: changed since {folder.name}: {what}; {encoded.count} samples now"
     if spec.fork:
         return [told]
-    raise BadData(f"{told}; --fork the run, with the data as it is or brought back, or use a new run name")
+    raise BadData(
+        f"{told}; --fork the run, with the data as it is or brought back, or use a new run name"
+    )
 
 
 def loop(this: Run, done: int, cache: graphs.Graphs) -> None:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from jobs.errors import BadData
 from launcher.backends import localproc, localrun
 from launcher.backends.localrun import POLL_SECONDS, Files, Record
 from launcher.errors import Forbidden, NameTaken, NotFound, writing
