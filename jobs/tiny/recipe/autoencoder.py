@@ -23,11 +23,12 @@ BATCH = 16
 PULL = 1e-3
 """Weight of the divergence from N(0, 1), nats per latent number."""
 PHASES = (
-    (64, Plan(steps=3000, learning_rate=2e-3, warmup=100)),
-    (SIDE, Plan(steps=1200, learning_rate=1e-3, warmup=60, save_every=50)),
+    (32, Plan(steps=4000, learning_rate=2e-3, warmup=100)),
+    (64, Plan(steps=800, learning_rate=1e-3, warmup=60, save_every=100)),
+    (SIDE, Plan(steps=400, learning_rate=1e-3, warmup=60, save_every=50)),
 )
 """Side of the pictures' part that is seen, and how long. Most is learned from parts around an
-object at a quarter of the cost; whole pictures then set right what norms make of a part's own mean.
+object at a sixteenth of the cost; larger ones then set right what norms make of a part's own mean.
 """
 STYLES: tuple[brush.Style, ...] = ("flat", "flat", "flat", "hatched", "neon")
 _NOISE, _PART = 66, 71
@@ -62,11 +63,17 @@ def pixels(seed: int, numbers: range) -> NDArray[np.float32]:
 
 
 def parts(seed: int, numbers: range, side: int) -> NDArray[np.float32]:
-    """Return a square of each drawing with an object in it, [B, 3, side, side]."""
+    """Return squares with an object in them, [B, 3, side, side]; the smaller, the more a drawing.
+
+    To draw 128 pixels takes as long as to learn from 32.
+    """
+    share = SIDE // side
+    drawings = range(numbers.start // share, (numbers.stop - 1) // share + 1)
+    drawn = dict(zip(drawings, pixels(seed, drawings), strict=True))
     rows = []
-    for number, picture in zip(numbers, pixels(seed, numbers), strict=True):
-        rng = draws.generator(seed, _PART, number)
-        spots = scenes.scene(seed, number).spots
+    for number in numbers:
+        picture, rng = drawn[number // share], draws.generator(seed, _PART, number)
+        spots = scenes.scene(seed, number // share).spots
         spot = spots[int(rng.integers(len(spots)))]
         middle = np.array([spot.y, spot.x]) * SIDE + rng.uniform(-0.4, 0.4, 2) * side
         top, left = np.clip(np.round(middle - side / 2), 0, SIDE - side).astype(int)
@@ -77,19 +84,25 @@ def parts(seed: int, numbers: range, side: int) -> NDArray[np.float32]:
 def train(vae: Any, seed: int, folder: Path) -> None:
     """Train all weights of `vae` in place; the states of the phases are kept in `folder`."""
     trained = dict(vae.parameters_and_names())
+    begun = 0
     for number, (side, plan) in enumerate(PHASES):
         shape = (BATCH, 4, side // 8, side // 8)
 
         def batch(
-            step: int, number: int = number, side: int = side, shape: tuple[int, ...] = shape
+            step: int,
+            number: int = number,
+            side: int = side,
+            shape: tuple[int, ...] = shape,
+            begun: int = begun,
         ) -> tuple[NDArray[Any], ...]:
             noise = draws.generator(seed, _NOISE, step, number).standard_normal(shape, np.float32)
-            first = (step + number * PHASES[0][1].steps) * BATCH
+            first = (begun + step) * BATCH
             return parts(seed, range(first, first + BATCH), side), noise
 
         found = fit(Loss(vae), trained, batch, plan, folder / f"{side}")
         for name, value in found.items():
             trained[name].set_data(Tensor(value))
+        begun += plan.steps
 
 
 def measure(vae: Any, seed: int, count: int = 256) -> tuple[float, dict[str, float]]:
