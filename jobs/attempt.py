@@ -12,14 +12,15 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from jobs import commits, layout, specs
+from jobs import claims, commits, layout, specs
 from jobs.environment import Environment
-from jobs.errors import BadData, BadSpec, PicturesFailed, Unavailable
+from jobs.errors import BadData, BadSpec, Unavailable
 from jobs.outbox import Outbox, write_whole
+from jobs.rows import known_rows
 from jobs.stores import Refused, Store, open_store
 from jobs.sync import Uploader, abort_uploads
 
@@ -31,8 +32,6 @@ STALE = (
     "done", "uploader-reason", "sending", "upload-rate.json", "store-away",
 )  # fmt: skip
 """What an attempt writes into its work directory and the next one must not find."""
-SHOWN = 20
-"""Lines that one reason names."""
 OWNER = "owner.json"
 """The claim of the attempt that last used the work directory."""
 
@@ -52,7 +51,7 @@ class Attempt:
     env: Environment
     spec: specs.Spec
     store: Store
-    claim: commits.Claim
+    claim: claims.Claim
     stop: StopRequest
     restored: int = 0
     """Step resumed from, or number of pictures found; 0 for a fresh start."""
@@ -66,16 +65,14 @@ class Attempt:
     @property
     def logs(self) -> Path:
         """Where this attempt's logs are written."""
-        return self.env.work / layout.LOGS / f"attempt-{self.claim.epoch}"
+        node = "" if self.claim.node is None else f"-node-{self.claim.node}"
+        return self.env.work / layout.LOGS / f"attempt-{self.claim.epoch}{node}"
 
     def progress(self) -> int:
-        """Return the newest committed step, or the number of committed pictures."""
+        """Return the newest committed step, or the number of committed pictures of this node."""
         if self.spec.kind == "train":
             return max(commits.committed_steps(self.store, self.env.run), default=0)
-        try:
-            return len(self.store.read(layout.key(self.env.run, layout.PICTURES)).splitlines())
-        except FileNotFoundError:
-            return 0
+        return len(known_rows(self.store, self.env.run, self.claim.node))
 
 
 def patiently(env: Environment, stop: StopRequest, what: str, action: Callable[[], T]) -> T:
@@ -103,30 +100,40 @@ def patiently(env: Environment, stop: StopRequest, what: str, action: Callable[[
 def prepare(env: Environment, spec: specs.Spec, stop: StopRequest) -> Attempt:
     """Claim the run, clear the work directory and restore the newest committed state.
 
+    Of a painting over several nodes each claims its own part, and works as if it were alone.
+
     Raises:
-        BadSpec: the run belongs to another submission.
+        BadSpec: the run belongs to another submission, or pictures lie where its own would.
         BadData: it has committed states, and all are damaged.
         Unavailable: the store was away past the deadline.
     """
     store = open_store(env.store, env.access, Outbox(env.work).uploads)
+    node = env.node if spec.kind == "infer" else None
+    if spec.kind == "infer":
+        patiently(env, stop, "list of pictures", lambda: _refuse_strangers(env, store))
     claim = patiently(
         env,
         stop,
         "claim",
-        lambda: commits.take_claim(
+        lambda: claims.take_claim(
             store,
             env.run,
             cluster=env.cluster,
             namespace=env.namespace,
             uid=env.uid,
             take_over=spec.kind == "train" and spec.fork,
+            node=node,
         ),
     )
     if _is_ours(env.work / OWNER, claim):
         _salvage(env, spec, store, claim, stop)
-    attempt = begin(Attempt(env, spec, store, claim, stop))
+    alone = env if node is None else replace(env, nodes=1, index=0)
+    attempt = begin(Attempt(alone, spec, store, claim, stop))
     patiently(env, stop, "restore", lambda: _restore(attempt))
-    abort_uploads(store, env.run, attempt.outbox)
+    if node is None:
+        abort_uploads(store, env.run, attempt.outbox)
+    else:  # how this node ended before is told until it begins again
+        patiently(env, stop, layout.END, lambda: store.delete(layout.key(env.run, layout.END)))
     text = specs.to_json(spec)
     record = {"spec": json.loads(text), "sha256": _sha256(text), "attempts": claim.epoch}
     body = json.dumps(record, indent=1).encode()
@@ -148,20 +155,20 @@ def begin(attempt: Attempt) -> Attempt:
     return attempt
 
 
-def _is_ours(path: Path, claim: commits.Claim) -> bool:
+def _is_ours(path: Path, claim: claims.Claim) -> bool:
     """Say whether the directory was written by the attempt just before this one.
 
     An older one's leftovers must not overwrite what the attempts between have put into the store.
     """
     try:
-        before = commits.Claim(**json.loads(path.read_bytes()))
+        before = claims.Claim(**json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError):
         return False
     return (before.uid, before.epoch + 1) == (claim.uid, claim.epoch)
 
 
 def _salvage(
-    env: Environment, spec: specs.Spec, store: Store, claim: commits.Claim, stop: StopRequest
+    env: Environment, spec: specs.Spec, store: Store, claim: claims.Claim, stop: StopRequest
 ) -> None:
     """Send what the attempt before had finished and could not send any more.
 
@@ -174,6 +181,7 @@ def _salvage(
         return
     log.info("salvage=%d finished by the attempt before", len(left))
     uploader = Uploader(store, env.run, outbox, claim, env.store_deadline_seconds)
+    uploader.node = env.node
     uploader.stopped = lambda: stop.since is not None
     if spec.kind == "infer":
         uploader.retrying("picture manifest", uploader.recall)
@@ -188,7 +196,6 @@ def _restore(attempt: Attempt) -> None:
     """Fetch the state to go on from, and the metrics up to it."""
     attempt.restored = attempt.progress()
     if attempt.spec.kind != "train":
-        _refuse_strangers(attempt)
         return
     attempt.restored = _restore_checkpoint(attempt)
     try:
@@ -204,18 +211,22 @@ def _restore(attempt: Attempt) -> None:
                 attempt.outbox.append(layout.METRICS, row)
 
 
-def _refuse_strangers(attempt: Attempt) -> None:
+def _refuse_strangers(env: Environment, store: Store) -> None:
     """Make sure that the pictures there are this run's own.
 
     Raises:
-        BadSpec: this is its first attempt, and there are some.
+        BadSpec: there are some, and nobody has claimed the run.
     """
-    prefix = layout.key(attempt.env.run, layout.IMAGES, "")
-    if attempt.claim.epoch == 1 and next(iter(attempt.store.list(prefix)), None) is not None:
+    prefix = layout.key(env.run, layout.IMAGES, "")
+    if next(iter(store.list(prefix)), None) is None:
+        return
+    try:  # after the list: another node of this run claims it first, and then paints
+        store.read(layout.key(env.run, layout.CLAIM))
+    except FileNotFoundError as error:
         raise BadSpec(
-            f"run {attempt.env.run!r}: {attempt.store.url}/{prefix} holds pictures of another run; "
+            f"run {env.run!r}: {store.url}/{prefix} holds pictures of another run; "
             "choose another name"
-        )
+        ) from error
 
 
 def _restore_checkpoint(attempt: Attempt) -> int:
@@ -258,35 +269,3 @@ def download_twice(store: Store, prefix: str, folder: Path) -> None:
         log.warning("damaged=%s error=%r; reading it once more", prefix, str(error))
         shutil.rmtree(folder, ignore_errors=True)
         commits.download(store, prefix, folder)
-
-
-def finished(attempt: Attempt) -> bool:
-    """Say whether the result, the last thing written, is in the store.
-
-    Raises:
-        PicturesFailed: it is, and tells of pictures that could not be made.
-    """
-    try:
-        result = json.loads(attempt.store.read(layout.key(attempt.env.run, layout.RESULT)))
-    except FileNotFoundError:
-        return False
-    except ValueError:
-        return False  # damaged: what it is made of is still there
-    if isinstance(result, dict) and result.get("failed"):
-        raise PicturesFailed(failed_words(result))
-    return True
-
-
-def failed_words(result: dict[str, Any]) -> str:
-    """Return `997 of 1,000 pictures; 3 failed: lines 4, 9, 17 (why)` for a result."""
-    failures = [row for row in result.get("failures") or () if isinstance(row, dict)]
-    lines = [str(line) for line in result["failed"]]
-    more = f" and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
-    reasons = "; ".join(dict.fromkeys(str(row.get("reason")) for row in failures))
-    told = f" ({reasons})" if reasons else ""
-    counts = [result.get(key) for key in ("pictures", "asked")]
-    there = " of ".join(f"{count:,}" if isinstance(count, int) else "?" for count in counts)
-    return (
-        f"{there} pictures; {len(failures) or len(lines)} failed: "
-        f"lines {', '.join(lines[:SHOWN])}{more}{told}"
-    )

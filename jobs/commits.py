@@ -1,4 +1,4 @@
-"""Owns the commit protocol: manifest, verification, the marker written last, the run's claim.
+"""Owns the commit protocol: manifest, verification, the marker written last.
 
 Must not know what the files mean. Order of a commit: files, each proven by the store's checksum or
 read back; `MANIFEST.json`; the store's own list compared; the claim checked; `COMMITTED`. Readers
@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from jobs import layout
-from jobs.errors import BadData, BadSpec, Unavailable
-from jobs.stores import Conflict, Progress, Store, Stored, sha256_of, unwatched
+from jobs.errors import BadData
+from jobs.stores import Progress, Store, Stored, sha256_of, unwatched
 from jobs.transfers import get_all, put_all
 
 
@@ -41,22 +40,6 @@ class Manifest:
         return json.dumps({"files": [asdict(row) for row in self.files]}, indent=1).encode()
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """Whose run it is: one submission (`uid`) and its attempt (`epoch`, from 1)."""
-
-    cluster: str
-    namespace: str
-    uid: str
-    epoch: int
-    token: str = ""
-    """Drawn at random, so that two attempts that start at the same moment differ."""
-
-    def to_json(self) -> bytes:
-        """Return deterministic JSON."""
-        return json.dumps(asdict(self)).encode()
-
-
 def below(prefix: str, name: str) -> str:
     """Return the key of a set's file; the prefix of a store that is one set is empty."""
     return f"{prefix}/{name}" if prefix else name
@@ -73,67 +56,6 @@ def _files(folder: Path) -> list[tuple[str, Path]]:
     """Return (path below the folder, file), in order of path."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return [(path.relative_to(folder).as_posix(), path) for path in paths]
-
-
-def take_claim(
-    store: Store, run: str, *, cluster: str, namespace: str, uid: str, take_over: bool = False
-) -> Claim:
-    """Make the run this submission's, as its next attempt, and return the claim.
-
-    Args:
-        store: the run's.
-        run: its name.
-        cluster: of this attempt.
-        namespace: of this attempt.
-        uid: of the submission.
-        take_over: whether another submission's run may be gone on with; whatever still writes to
-            it can't commit any more.
-
-    Raises:
-        BadSpec: another submission writes to the prefix, or was quicker.
-    """
-    key = layout.key(run, layout.CLAIM)
-    try:
-        old = store.read(key)
-    except FileNotFoundError:
-        old = None
-    epoch = 1
-    if old is not None:
-        try:
-            before = Claim(**json.loads(old))
-        except (ValueError, TypeError) as error:
-            raise BadSpec(
-                f"run {run!r}: its {layout.CLAIM} is damaged; choose another name"
-            ) from error
-        if before.uid != uid and not take_over:
-            raise BadSpec(
-                f"run {run!r}: its records belong to another submission ({before.uid} in "
-                f"{before.cluster or 'a cluster'}); choose another name"
-            )
-        epoch = before.epoch + 1
-    claim = Claim(cluster, namespace, uid, epoch, secrets.token_hex(8))
-    try:
-        store.swap(key, old, claim.to_json())
-    except Conflict as error:
-        raise Unavailable(f"run {run!r}: another attempt started at the same moment") from error
-    return claim
-
-
-def check_claim(store: Store, run: str, claim: Claim) -> None:
-    """Make sure that the run is still this attempt's.
-
-    Raises:
-        Unavailable: a newer attempt has taken it over; not final, for that one may be fine.
-    """
-    for _ in range(2):  # a byte that was flipped on its way is no other attempt
-        try:
-            if store.read(layout.key(run, layout.CLAIM)) == claim.to_json():
-                return
-        except FileNotFoundError:
-            break
-    raise Unavailable(
-        f"run {run!r}: taken over by another attempt; this one must not write any more"
-    )
 
 
 def commit(

@@ -51,7 +51,7 @@ class Environment:
     index: int = 0
     """JOB_COMPLETION_INDEX: this node, set by Kubernetes."""
     master: str = ""
-    """JOB_MASTER: name of node 0, by which the others find it."""
+    """JOB_MASTER: name of node 0, by which the others of a training find it."""
     master_port: int = 0
     """JOB_MASTER_PORT: where node 0's supervisor listens; msrun gets another one."""
     rendezvous_seconds: float = 1800
@@ -66,6 +66,11 @@ class Environment:
     """JOB_STORE_DEADLINE_SECONDS: how long a store that is away is retried."""
     grace_seconds: float = 120
     """JOB_GRACE_SECONDS: time between SIGTERM and SIGKILL."""
+
+    @property
+    def node(self) -> int | None:
+        """Which one of several nodes this is; None for the only one."""
+        return self.index if self.nodes > 1 else None
 
     @classmethod
     def read(cls, variables: Mapping[str, str] = os.environ) -> Environment:
@@ -125,19 +130,14 @@ class Environment:
             store_deadline_seconds=number("JOB_STORE_DEADLINE_SECONDS", 1800),
             grace_seconds=number("JOB_GRACE_SECONDS", 120),
         )
-        if wrong := wrong + found._wrong_nodes():
+        if wrong := wrong + found._wrong_index():
             raise BadSpec(f"environment: {'; '.join(wrong)}")
         return found
 
-    def _wrong_nodes(self) -> list[str]:
-        found = []
-        if self.nodes > 1 and not self.master:
-            found.append("JOB_MASTER: missing, and JOB_NODES says that there are several")
-        if self.nodes > 1 and not 0 < self.master_port < 65536:
-            found.append(f"JOB_MASTER_PORT: {self.master_port} is no port")
-        if self.index >= self.nodes:
-            found.append(f"JOB_COMPLETION_INDEX: {self.index}, and JOB_NODES is {self.nodes}")
-        return found
+    def _wrong_index(self) -> list[str]:
+        if self.index < self.nodes:
+            return []
+        return [f"JOB_COMPLETION_INDEX: {self.index}, and JOB_NODES is {self.nodes}"]
 
 
 @dataclass(frozen=True, slots=True)

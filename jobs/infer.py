@@ -23,6 +23,7 @@ from jobs.msrun import SUPERVISOR
 from jobs.outbox import Outbox
 from jobs.painting import Session, paint, summary
 from jobs.prompts import from_json_lines
+from jobs.rows import known_rows
 from jobs.specs import InferSpec, PromptRow
 from jobs.stores import Store, open_store
 
@@ -49,7 +50,9 @@ def run(env: Environment, spec: InferSpec, worker: Worker) -> None:
     )  # fmt: skip
     rows = prompts(spec, store)
     plan = batches.plan(rows, spec)
-    mine = batches.share(plan, worker.rank, worker.world)
+    # Several nodes paint each on its own, with ranks that begin at 0 on each.
+    place = Worker(env.index * worker.world + worker.rank, env.nodes * worker.world)
+    mine = batches.share(plan, place.rank, place.world)
     shapes = batches.sizes(mine) or [(spec.width, spec.height)]
     width, height = shapes[0]
     painter = sampling.Painter(folder, kind, width=width, height=height, batch=spec.batch_size)
@@ -60,7 +63,7 @@ def run(env: Environment, spec: InferSpec, worker: Worker) -> None:
     asked = sum(len(batch.pictures) for batch in plan)
     log.info("prompts=%d pictures=%d batches=%d mine=%d", len(rows), asked, len(plan), len(mine))
     given = recipes.recipe({}, as_submitted(store, env.run, spec), step)
-    done = already_done(store, env.run)
+    done = already_done(store, env)
     left = [batch for batch in (b.without(done) for b in mine) if batch.pictures]
 
     start_s, began = age(), time.monotonic()
@@ -73,20 +76,22 @@ def run(env: Environment, spec: InferSpec, worker: Worker) -> None:
     told = (compile_s, 2 * len(shapes) + 1, " ".join(f"{w}x{h}" for w, h in shapes))
     log.info("compile_s=%.1f graphs=%d sizes=%s", *told)
 
-    session = Session(painter, spec, outbox, worker, Developer(outbox, 2 * spec.batch_size), given)
-    began = time.monotonic()
+    developer = Developer(outbox, 2 * spec.batch_size)
+    session = Session(painter, spec, outbox, worker, place.rank, developer, given)
+    began, count = time.monotonic(), sum(len(batch.pictures) for batch in left)
     try:
         for batch in left:
             if outbox.stop.exists():
                 raise Stopped("stopped between two batches")
             paint(session, batch)
-            count = sum(len(b.pictures) for b in left)
-            log.info("painted=%d of=%d workers=%d", session.painted, count, worker.world)
+            log.info("painted=%d of=%d workers=%d", session.painted, count, place.world)
     finally:
         session.developer.finish()
     seconds = time.monotonic() - began
     times = {"start_s": start_s, "compile_s": compile_s, "seconds": seconds}
-    outbox.summarise(worker.rank, {**summary(session), **times, "asked": asked, "cut": cut})
+    before = sum(len(batch.pictures) for batch in mine) - count
+    counts = {"asked": asked, "before": before, "cut": cut}
+    outbox.summarise(worker.rank, {**summary(session), **times, **counts})
 
 
 def age() -> float:
@@ -167,10 +172,7 @@ def prompts(spec: InferSpec, store: Store) -> tuple[PromptRow, ...]:
     return from_json_lines(raw, f"prompts {spec.prompts.key}")
 
 
-def already_done(store: Store, run: str) -> set[tuple[int, int]]:
-    """Return (line, image) of every picture that an earlier attempt has committed."""
-    try:
-        rows = store.read(layout.key(run, layout.PICTURES)).splitlines()
-    except FileNotFoundError:
-        return set()
-    return {(row["line"], row["image"]) for row in map(json.loads, rows)}
+def already_done(store: Store, env: Environment) -> set[tuple[int, int]]:
+    """Return (line, image) of every picture that an earlier attempt of this node has committed."""
+    found = map(json.loads, known_rows(store, env.run, env.node))
+    return {(row["line"], row["image"]) for row in found}

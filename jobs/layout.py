@@ -10,6 +10,10 @@
               logs/node-0/               all that the node's pods printed, by start (see console)
               result.json                columns of the reference, written at the end
               end.json                   how the newest attempt ended, if it could still say so
+              nodes/0/                   of a run over several nodes, what each writes for itself:
+                claim.json                 painting: whose part of the run it is
+                manifest.jsonl             its pictures' rows, which manifest.jsonl above gathers
+                part.json                  painting: what its workers did, written at its end
 <store>/cache/{graphs,prompts,loras}/<content key>/   shared between runs
 """
 
@@ -24,6 +28,8 @@ METRICS = "metrics.jsonl"
 PICTURES = "manifest.jsonl"
 RESULT = "result.json"
 END = "end.json"
+PART = "part.json"
+NODES = "nodes"
 CHECKPOINTS = "checkpoints"
 IMAGES = "images"
 LOGS = "logs"
@@ -49,6 +55,11 @@ _CONSOLE = re.compile(r"/node-(\d+)/(\d{8}T\d{9}Z)-(\d{4,})\.log$")
 def key(run: str, *parts: str) -> str:
     """Return the store key of a record of `run`."""
     return "/".join((run, *parts))
+
+
+def node_key(run: str, node: int | None, name: str) -> str:
+    """Return the key of what a node writes for itself; None is the only node, or all of them."""
+    return key(run, name) if node is None else key(run, NODES, str(node), name)
 
 
 def step_name(step: int) -> str:

@@ -35,6 +35,8 @@ class Session:
     spec: InferSpec
     outbox: Outbox
     worker: Worker
+    place: int
+    """Which of the workers of all nodes it is."""
     developer: Developer
     common: dict[str, object]
     """Of every recipe: model, LoRA and what else the pictures' rows do not say."""
@@ -108,7 +110,7 @@ def hand_over(session: Session, batch: Batch, slot: int, found: Found) -> None:
     assert picture is not None
     settings = settings_of(session.painter, batch, slot, request)
     texts = recipes.texts({**session.common, **settings})
-    row = {**settings, "worker": session.worker.rank, "seconds": found.seconds}
+    row = {**settings, "worker": session.place, "seconds": found.seconds}
     name = layout.picture_name(request.line, request.image)
     session.developer.give(name, picture, texts, row)
     session.painted += 1

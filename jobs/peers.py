@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from jobs.attempt import StopRequest
-from jobs.commits import Claim
+from jobs.claims import Claim
 from jobs.environment import Environment
 from jobs.errors import BadSpec, Unavailable
 from jobs.links import Link, Listener, connect

@@ -1,6 +1,8 @@
 """Owns the picture manifest of a run in the store, written by one node or by several.
 
-Must not know what a row tells but its line and image.
+Each of several nodes writes its own rows where nobody else writes, and the manifest is made of all
+of them, again and again: so no row is lost on a store without conditional writes. Must not know
+what a row tells but its line and image.
 """
 
 from __future__ import annotations
@@ -11,59 +13,59 @@ from pathlib import Path
 
 from jobs import commits, layout
 from jobs.outbox import write_whole
-from jobs.stores import Conflict, Store
+from jobs.stores import Store
 
 
-def known_rows(store: Store, run: str) -> list[str]:
-    """Return the rows of the pictures that are committed.
+def known_rows(store: Store, run: str, node: int | None = None) -> list[str]:
+    """Return the rows of the pictures that are committed, by all nodes or by one.
 
     Raises:
         OSError: the store is away.
     """
     try:
-        return store.read(layout.key(run, layout.PICTURES)).decode().splitlines()
+        return store.read(layout.node_key(run, node, layout.PICTURES)).decode().splitlines()
     except FileNotFoundError:
         return []
 
 
-def write(store: Store, run: str, rows: Iterable[str]) -> None:
-    """Write the manifest; nobody else writes to it.
+def write(store: Store, run: str, rows: Iterable[str], node: int | None = None) -> None:
+    """Write the manifest of the only node, or a node's own rows; nobody else writes to it.
 
     Raises:
         OSError: the store failed, or holds something else afterwards.
     """
-    key = layout.key(run, layout.PICTURES)
+    key = layout.node_key(run, node, layout.PICTURES)
     proof = store.write(key, _body(rows))
     commits.compare(store, key, {key: proof})
 
 
-def merge(store: Store, run: str, rows: Iterable[str]) -> list[str]:
-    """Add rows to a manifest that other nodes write to as well; return all that it holds.
+def gather(store: Store, run: str) -> list[str]:
+    """Make the manifest of all nodes' own rows, and return it.
+
+    Another node may do the same at the same moment, and may know less: the last one to end, who
+    is followed by nobody, knows all.
 
     Raises:
-        OSError: the store failed, or another node was quicker: the same call again goes on.
+        OSError: the store failed.
     """
-    key = layout.key(run, layout.PICTURES)
-    try:
-        old: bytes | None = store.read(key)
-    except FileNotFoundError:
-        old = None
-    there = old.decode().splitlines() if old else []
-    merged = list(dict.fromkeys([*there, *rows]))
-    if merged != there:
-        try:
-            store.swap(key, old, _body(merged))
-        except Conflict as error:
-            raise OSError(f"{key}: was just written by another node") from error
-    return merged
+    prefix = layout.key(run, layout.NODES, "")
+    keys = [e.key for e in store.list(prefix) if e.key.endswith(f"/{layout.PICTURES}")]
+    rows = list(dict.fromkeys(row for key in keys for row in store.read(key).decode().splitlines()))
+    store.write(layout.key(run, layout.PICTURES), _body(rows))
+    return rows
 
 
-def tell_upload(result: Path, seconds: float) -> None:
-    """Add the time of the pictures' uploads to where a run's time went: its result's `split_s`."""
-    row = json.loads(result.read_bytes())
-    if "split_s" in row:
+def tell_upload(record: Path, seconds: float) -> None:
+    """Add the time of the pictures' uploads to where a run's time went: `split_s` of its result.
+
+    A node's part of a run keeps it for the result.
+    """
+    row = json.loads(record.read_bytes())
+    if record.name == layout.PART:
+        row["upload_s"] = round(seconds, 2)
+    elif "split_s" in row:
         row["split_s"]["upload"] = round(seconds, 2)
-        write_whole(result, json.dumps(row, indent=1).encode())
+    write_whole(record, json.dumps(row, indent=1).encode())
 
 
 def _body(rows: Iterable[str]) -> bytes:

@@ -17,11 +17,12 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from jobs import __version__, console, several, specs
-from jobs.attempt import Attempt, StopRequest, finished, prepare
+from jobs import __version__, console, several, shares, specs
+from jobs.attempt import Attempt, StopRequest, prepare
 from jobs.environment import Environment, log_to_stdout
 from jobs.errors import BY_CODE, JobError, planned
 from jobs.peers import Lost
+from jobs.results import finished
 from jobs.verdict import tell_end
 from jobs.working import ALONE, World, work
 
@@ -57,10 +58,12 @@ def run(env: Environment, spec: specs.Spec, stop: StopRequest) -> None:
     Raises:
         JobError: the attempt failed, or was stopped.
     """
-    if env.nodes > 1:
+    if env.nodes == 1:
+        attempted(prepare(env, spec, stop), ALONE)
+    elif spec.kind == "infer":
+        shares.run(env, spec, stop, attempted)
+    else:
         several.run(env, spec, stop, attempted)
-        return
-    attempted(prepare(env, spec, stop), ALONE)
 
 
 def attempted(attempt: Attempt, world: World) -> None:

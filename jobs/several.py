@@ -1,4 +1,4 @@
-"""Owns a run over several nodes as each node's supervisor lives it: generation after generation.
+"""Owns a training over several nodes as each node's supervisor lives it, by generations.
 
 Node 0 claims, restores and commits; all start msrun together. When a node is lost the others end
 their workers, stay, and go on from the last commit once it has come back: Kubernetes replaces that
@@ -39,10 +39,14 @@ def run(env: Environment, spec: specs.Spec, stop: StopRequest, attempted: Attemp
     """Do this node's part of the run until its results are verified.
 
     Raises:
+        BadSpec: node 0 has no address.
         JobError: this node failed, or was stopped; the others go on without it, and wait for it.
     """
-    if spec.kind == "infer":
-        raise BadSpec("JOB_NODES: this version paints on one node")
+    if not env.master or not 0 < env.master_port < 65536:
+        raise BadSpec(
+            f"JOB_MASTER, JOB_MASTER_PORT: {env.master!r}, {env.master_port} are no address of "
+            "node 0, and JOB_NODES says that there are several"
+        )
     if env.index == 0:
         with closing(Head(env)) as head:
             lead(env, spec, stop, attempted, head)

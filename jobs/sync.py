@@ -19,11 +19,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jobs import commits, layout, retention
+from jobs import claims, commits, layout, retention
 from jobs.environment import Environment
 from jobs.errors import Unavailable, planned
 from jobs.outbox import Outbox, write_whole
-from jobs.rows import known_rows, merge, tell_upload, write
+from jobs.rows import gather, known_rows, tell_upload, write
 from jobs.stores import PART, Store, Stored, open_store
 from jobs.transfers import put_all
 
@@ -46,18 +46,16 @@ class Uploader:
     store: Store
     run: str
     outbox: Outbox
-    claim: commits.Claim
+    claim: claims.Claim
     deadline_seconds: float
     rows: list[str] = field(default_factory=list)
     sent: dict[str, tuple[int, float]] = field(default_factory=dict)
     keep_last: int = 0
     keep_every: int = 0
-    nodes: int = 1
-    """Nodes of the run; each has an uploader, and they write one manifest of pictures."""
+    node: int | None = None
+    """Which one of several; each has an uploader, which writes the rows of its own pictures."""
     sending_s: float = 0.0
     """Time that pictures have taken, their manifest included."""
-    first: bool = True
-    """Whether this is node 0's, which alone removes things."""
     stopped: Callable[[], bool] = lambda: False
     """Asked between tries, where somebody may stop waiting."""
 
@@ -161,21 +159,21 @@ class Uploader:
         self.sending_s += time.monotonic() - began
 
     def _check_claim(self) -> None:
-        commits.check_claim(self.store, self.run, self.claim)
+        claims.check_claim(self.store, self.run, self.claim)
 
     def _write_rows(self) -> None:
         self._check_claim()
-        if self.nodes > 1:
-            self.rows = merge(self.store, self.run, self.rows)
-        else:
-            write(self.store, self.run, self.rows)
+        write(self.store, self.run, self.rows, self.node)
+        if self.node is not None:
+            gather(self.store, self.run)
 
     def _records(self, *, force: bool = False) -> None:
         """Send the records and logs that have grown; at most every few seconds, or now."""
         root = self.outbox.root
         logs = self.outbox.work / layout.LOGS
         pause = RECORD_SECONDS if self.store.url.startswith("file:") else PAID_RECORD_SECONDS
-        found = [(p.name, p) for p in root.glob("[!.]*.json*") if p.name != layout.RESULT]
+        last = (layout.RESULT, layout.PART)
+        found = [(p.name, p) for p in root.glob("[!.]*.json*") if p.name not in last]
         found += [(p.relative_to(self.outbox.work).as_posix(), p) for p in logs.rglob("*.log")]
         for name, path in found:
             size, when = path.stat().st_size, self.sent.get(name, (-1, 0.0))
@@ -202,26 +200,29 @@ class Uploader:
 
     def recall(self) -> None:
         """Read the rows of the pictures that are in the store already."""
-        self.rows = known_rows(self.store, self.run)
+        self.rows = known_rows(self.store, self.run, self.node)
 
     def finish(self) -> None:
         """Send what is left; the result comes last, so that it speaks of what is there."""
         self.cycle()
         self._records(force=True)
-        if self.keep_last and self.first:  # an attempt may have been killed in the middle of it
+        removes = self.claim.node is None and self.node in (None, 0)
+        if self.keep_last and removes:  # an attempt may have been killed in the middle of it
             self.retrying("retention", self._retain)
-        if self.first:
+        if removes:
             abort_uploads(self.store, self.run, self.outbox)
-        result = self.outbox.root / layout.RESULT
-        if result.exists():
-            tell_upload(result, self.sending_s)
-            self.retrying(layout.RESULT, self._check_claim)
-            key = layout.key(self.run, layout.RESULT)
+        for name, node in ((layout.RESULT, None), (layout.PART, self.node)):
+            if (self.outbox.root / name).exists():
+                self._send_last(self.outbox.root / name, layout.node_key(self.run, node, name))
 
-            def send() -> None:
-                commits.compare(self.store, key, {key: self.store.put(key, result)})
+    def _send_last(self, record: Path, key: str) -> None:
+        tell_upload(record, self.sending_s)
+        self.retrying(record.name, self._check_claim)
 
-            self.retrying(layout.RESULT, send)
+        def send() -> None:
+            commits.compare(self.store, key, {key: self.store.put(key, record)})
+
+        self.retrying(record.name, send)
 
 
 def abort_uploads(store: Store, run: str, outbox: Outbox) -> None:
@@ -239,7 +240,7 @@ def abort_uploads(store: Store, run: str, outbox: Outbox) -> None:
             log.info("unfinished-uploads=aborted count=%d", count)
 
 
-def upload(env: Environment, claim: commits.Claim) -> None:
+def upload(env: Environment, claim: claims.Claim) -> None:
     """Run until the supervisor says that nothing new will appear.
 
     Raises:
@@ -248,7 +249,7 @@ def upload(env: Environment, claim: commits.Claim) -> None:
     outbox = Outbox(env.work)
     store = open_store(env.store, env.access, outbox.uploads)
     uploader = Uploader(store, env.run, outbox, claim, env.store_deadline_seconds)
-    uploader.nodes, uploader.first = env.nodes, env.index == 0
+    uploader.node = env.node
     uploader.retrying("picture manifest", uploader.recall)
     spec = json.loads(env.spec)
     uploader.keep_last = int(spec.get("keep_last", 0))
@@ -267,7 +268,7 @@ def main() -> int:
     os.nice(NICENESS)
     env = Environment.read()
     try:
-        upload(env, commits.Claim(**json.loads(sys.argv[1])))
+        upload(env, claims.Claim(**json.loads(sys.argv[1])))
     except Exception as error:
         known = planned(error, env.work)
         if known is None:

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from jobs import layout
-from jobs.attempt import Attempt, finished
-from jobs.commits import check_claim
+from jobs.attempt import Attempt
+from jobs.claims import check_claim
 from jobs.errors import BY_CODE, BY_EXIT, JobError, Killed, Stopped, Unavailable
 from jobs.outbox import write_whole
+from jobs.results import finished, has_result
 
 log = logging.getLogger("jobs.verdict")
 
@@ -28,27 +29,31 @@ END_SECONDS = 10.0
 
 
 def conclude(attempt: Attempt) -> None:
-    """Make the run's result of the workers' summaries, if all of them have got to their end."""
+    """Make the run's result of the workers' summaries, if all of them have got to their end.
+
+    One of several nodes that paint makes its part of it (shares.py makes the whole).
+    """
     found = attempt.outbox.summaries()
     expected = 1 if attempt.spec.kind == "train" else attempt.env.workers
     if len(found) < expected:
         return
+    if attempt.claim.node is not None:
+        part = {"uid": attempt.claim.uid, "summaries": found}
+        write_whole(attempt.outbox.root / layout.PART, json.dumps(part, indent=1).encode())
+        return
     result: dict[str, object] = {"run": attempt.env.run, **found[0]}
     if attempt.spec.kind == "infer":
-        result = painted(attempt.env.run, attempt.restored, found)
+        result = painted(attempt.env.run, found)
     elif result.get("loss") is None:  # this attempt found every step done: the one before told
         row = _last_row(attempt.outbox.root / layout.METRICS)
         result |= {key: row.get(key) for key in ("loss", "ms_per_step", "img_s")}
     write_whole(attempt.outbox.root / layout.RESULT, json.dumps(result, indent=1).encode())
 
 
-def painted(run: str, restored: int, found: list[dict[str, Any]]) -> dict[str, object]:
+def painted(run: str, found: list[dict[str, Any]]) -> dict[str, object]:
     """Return the result of an inference run of its workers' summaries.
 
-    Args:
-        run: its name.
-        restored: pictures that earlier attempts have committed.
-        found: the summaries.
+    Paces are those of workers that paint side by side; nodes may have begun one after another.
 
     Raises:
         JobError: pictures are neither there nor known to have failed.
@@ -58,7 +63,7 @@ def painted(run: str, restored: int, found: list[dict[str, Any]]) -> dict[str, o
         (row for part in found for row in part["failures"]),
         key=lambda row: (row["line"], row["image"]),
     )
-    asked = found[0]["asked"]
+    asked, restored = found[0]["asked"], sum(row["before"] for row in found)
     if restored + count + len(failures) != asked:
         raise JobError(
             f"pictures: {restored} were there, {count} were painted, {len(failures)} failed, and "
@@ -174,12 +179,15 @@ def tell_end(attempt: Attempt, code: int, reason: str) -> None:
     """Leave in the store how this attempt ended, for who has no cluster to ask; best effort.
 
     Args:
-        attempt: which; one that was overtaken leaves nothing.
+        attempt: which; one that was overtaken leaves nothing, nor does one of several nodes that
+            has done its part of a run that is not done.
         code: its exit code.
         reason: one line.
     """
+    key, run = layout.key(attempt.env.run, layout.END), attempt.env.run
     row = {
-        "attempt": attempt.claim.epoch,
+        # The claim of a run whose nodes claim their own parts stays the first one.
+        "attempt": attempt.claim.epoch if attempt.claim.node is None else 1,
         "namespace": attempt.claim.namespace,
         "code": code,
         "name": BY_CODE[code].name,
@@ -189,9 +197,10 @@ def tell_end(attempt: Attempt, code: int, reason: str) -> None:
 
     def write() -> None:
         try:
-            check_claim(attempt.store, attempt.env.run, attempt.claim)
-            body = json.dumps(row, indent=1).encode()
-            attempt.store.write(layout.key(attempt.env.run, layout.END), body)
+            check_claim(attempt.store, run, attempt.claim)
+            if code == 0 and attempt.claim.node is not None and not has_result(attempt):
+                return
+            attempt.store.write(key, json.dumps(row, indent=1).encode())
         except (OSError, JobError) as error:
             log.warning("end=untold error=%r", str(error))
 

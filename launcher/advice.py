@@ -63,11 +63,6 @@ def _grace(spec: Spec, target: Target) -> Iterator[str]:
 def _nodes(target: Target, plan: JobPlan) -> Iterator[str]:
     if plan.nodes == 1:
         return
-    if plan.kind == "infer":
-        yield (
-            f"--nodes {plan.nodes}: painting in this version is done on one node, so that each pod"
-            " of this Job will end with 78"
-        )
     if plan.subdomain and not queues.places_whole(target):
         yield (
             f"--nodes {plan.nodes}: without a gang two runs may each get a part of their nodes and"

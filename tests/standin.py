@@ -60,14 +60,14 @@ def launcher() -> int:
 
 
 def supervisor() -> int:
-    from jobs import commits, layout
+    from jobs import claims, commits, layout
     from jobs.stores import open_store
 
     stop: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: stop.append(number))
     run, store = os.environ["JOB_RUN"], open_store(os.environ["JOB_STORE"])
     spec = json.loads(os.environ["JOB_SPEC"])
-    claim = commits.take_claim(
+    claim = claims.take_claim(
         store, run, cluster="", namespace=os.environ["JOB_NAMESPACE"], uid=os.environ["JOB_UID"]
     )
     record = {"spec": spec, "attempts": claim.epoch}

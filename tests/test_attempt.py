@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jobs import attempt, commits, layout
+from jobs import attempt, commits, layout, results
 from jobs.attempt import StopRequest
 from jobs.environment import Environment
 from jobs.errors import BadData, PicturesFailed, Unavailable
@@ -170,12 +170,12 @@ def test_a_run_without_a_whole_state_is_not_started_over(
 def test_a_result_with_failed_pictures_is_no_success(env: Environment, store: FileStore) -> None:
     spec = InferSpec(prompts=(PromptRow(line=1, prompt="x"),))
     found = attempt.prepare(env, spec, StopRequest())
-    assert not attempt.finished(found)
+    assert not results.finished(found)
     store.write("r/result.json", b'{"failed": [3, 5]}')
     with pytest.raises(PicturesFailed, match="3, 5"):
-        attempt.finished(found)
+        results.finished(found)
     store.write("r/result.json", b'{"failed": []}')
-    assert attempt.finished(found)
+    assert results.finished(found)
 
 
 def test_a_stop_ends_the_wait_for_a_store_that_is_away(env: Environment) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import commits, layout
+from jobs import claims, commits, layout
 from jobs.errors import BadData, BadSpec, Unavailable
 from jobs.stores import FileStore, Progress, Stored, unwatched
 
@@ -99,32 +99,32 @@ def test_a_file_that_rots_after_its_commit_is_noticed(
 
 
 def test_attempts_count_up_and_another_submission_is_refused(store: Failing) -> None:
-    assert commits.take_claim(store, "run", **OURS).epoch == 1
-    assert commits.take_claim(store, "run", **OURS).epoch == 2
+    assert claims.take_claim(store, "run", **OURS).epoch == 1
+    assert claims.take_claim(store, "run", **OURS).epoch == 2
     with pytest.raises(BadSpec, match="another submission"):
-        commits.take_claim(store, "run", **{**OURS, "uid": "u2"})
+        claims.take_claim(store, "run", **{**OURS, "uid": "u2"})
 
 
 def test_an_old_attempt_can_neither_commit_nor_hide(store: Failing, folder: Path) -> None:
-    old = commits.take_claim(store, "run", **OURS)
-    new = commits.take_claim(store, "run", **OURS)
-    commits.commit(store, PREFIX, folder, lambda: commits.check_claim(store, "run", new))
+    old = claims.take_claim(store, "run", **OURS)
+    new = claims.take_claim(store, "run", **OURS)
+    commits.commit(store, PREFIX, folder, lambda: claims.check_claim(store, "run", new))
     with pytest.raises(Unavailable, match="taken over"):
-        commits.commit(store, PREFIX, folder, lambda: commits.check_claim(store, "run", old))
+        commits.commit(store, PREFIX, folder, lambda: claims.check_claim(store, "run", old))
     assert commits.committed_steps(store, "run") == [20]
 
 
 def test_an_attempt_overtaken_during_its_upload_does_not_commit(
     store: Failing, folder: Path
 ) -> None:
-    mine = commits.take_claim(store, "run", **OURS)
+    mine = claims.take_claim(store, "run", **OURS)
     calls: list[int] = []
 
     def check() -> None:
         calls.append(1)
         if len(calls) == 2:  # after the upload, before the marker
-            commits.take_claim(store, "run", **OURS)
-        commits.check_claim(store, "run", mine)
+            claims.take_claim(store, "run", **OURS)
+        claims.check_claim(store, "run", mine)
 
     with pytest.raises(Unavailable):
         commits.commit(store, PREFIX, folder, check)
@@ -144,7 +144,7 @@ def test_a_set_written_again_is_invisible_until_whole(store: Failing, folder: Pa
 def test_a_damaged_claim_or_marker_is_named(store: Failing, folder: Path, junk: bytes) -> None:
     store.write("run/claim.json", junk)
     with pytest.raises(BadSpec, match=r"claim\.json is damaged"):
-        commits.take_claim(store, "run", **OURS)
+        claims.take_claim(store, "run", **OURS)
     commits.commit(store, PREFIX, folder)
     store.write(f"{PREFIX}/{layout.COMMITTED}", junk)
     with pytest.raises(BadData, match="manifest"):
@@ -174,9 +174,9 @@ def test_another_object_than_was_written_is_sent_again(store: Failing, folder: P
 
 
 def test_two_attempts_of_one_epoch_differ(store: Failing, tmp_path: Path) -> None:
-    first = commits.take_claim(store, "run", cluster="", namespace="", uid="u")
+    first = claims.take_claim(store, "run", cluster="", namespace="", uid="u")
     other = FileStore(tmp_path / "other")
-    second = commits.take_claim(other, "run", cluster="", namespace="", uid="u")
+    second = claims.take_claim(other, "run", cluster="", namespace="", uid="u")
     assert first.epoch == second.epoch
     assert first.to_json() != second.to_json()
 
@@ -184,10 +184,10 @@ def test_two_attempts_of_one_epoch_differ(store: Failing, tmp_path: Path) -> Non
 def test_a_claim_that_is_read_wrong_once_is_read_again(
     store: Failing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    claim = commits.take_claim(store, "run", cluster="", namespace="", uid="u")
+    claim = claims.take_claim(store, "run", cluster="", namespace="", uid="u")
     answers = [claim.to_json().replace(b"u", b"x"), claim.to_json()]
     monkeypatch.setattr(Failing, "read", lambda _self, _key: answers.pop(0))
-    commits.check_claim(store, "run", claim)
+    claims.check_claim(store, "run", claim)
     assert answers == []
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jobs import console, layout
-from jobs.commits import Claim
+from jobs.claims import Claim
 from jobs.specs import TrainSpec, to_json
 from jobs.stores import FileStore
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -132,3 +135,50 @@ def test_sixty_prompts_are_the_same_pictures_however_they_are_painted(place: Her
     assert before < 60, "killed too late to prove anything"
     assert painted("sixty-killed", "--npus", "2") == whole
     assert place.result("sixty-killed")["pictures"] == 60
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_several_nodes_paint_the_pictures_of_one_and_a_lost_one_goes_on(place: Here) -> None:
+    (place.folder / "some.txt").write_text(
+        "\n".join(f"a red circle, number {n}" for n in range(16))
+    )
+    paint = (*PAINT, "--prompts", "some.txt", "--steps", "8", "--set", "width=64")
+    place.run(*paint, "--set", "height=64", "--name", "some-one", "--npus", "1")
+    root = place.runs / "some-nodes"
+    spec = json.loads((place.runs / "some-one" / layout.SPEC).read_text())["spec"]
+
+    def start(node: int, attempt: int) -> subprocess.Popen[bytes]:
+        work = place.folder / f"node-{node}-{attempt}"
+        work.mkdir()
+        variables = {
+            "JOB_SPEC": json.dumps(spec), "JOB_RUN": root.name, "JOB_UID": "u",
+            "JOB_STORE": f"file://{place.runs}", "JOB_WORK": str(work), "JOB_DEVICE": "CPU",
+            "JOB_THREADS": "1", "JOB_NODES": "2", "JOB_COMPLETION_INDEX": str(node),
+        }  # fmt: skip
+        with (work / "console.log").open("wb") as out:
+            return subprocess.Popen(
+                [sys.executable, "-m", "jobs.runtime"], env={**os.environ, **variables},
+                cwd=work, stdout=out, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+
+    def rows(node: int) -> int:
+        path = root / "nodes" / str(node) / layout.PICTURES
+        return path.read_text().count("\n") if path.exists() else 0
+
+    first, lost = start(0, 1), start(1, 1)
+    wait_for(lambda: rows(1) >= 2)
+    lost.kill()  # its workers die with it
+    lost.wait()
+    before = rows(1)
+    assert before < 8, "killed too late to prove anything"
+    again = start(1, 2)
+    assert (first.wait(300), again.wait(300)) == (0, 0)
+    found = place.records(root.name, layout.PICTURES)
+    assert [row["line"] for row in found] == list(range(1, 17))
+    assert {row["worker"] for row in found} == {0, 1}
+    whole = {path.name: pixels(path) for path in (place.runs / "some-one" / "images").iterdir()}
+    assert {path.name: pixels(path) for path in (root / "images").iterdir()} == whole
+    result = place.result(root.name)
+    assert (result["pictures"], result["asked"], result["failed"]) == (16, 16, [])
+    assert f"restored={before}" in (place.folder / "node-1-2" / "console.log").read_text()

@@ -13,7 +13,7 @@ import pytest
 
 from jobs import links, peers
 from jobs.attempt import StopRequest
-from jobs.commits import Claim
+from jobs.claims import Claim
 from jobs.environment import Environment, Worker
 from jobs.errors import BadSpec, Unavailable
 from jobs.gang import Gang

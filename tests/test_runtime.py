@@ -14,7 +14,7 @@ import pytest
 
 from jobs import msrun, verdict, working
 from jobs.attempt import Attempt, StopRequest
-from jobs.commits import Claim
+from jobs.claims import Claim
 from jobs.environment import Environment
 from jobs.errors import (
     BY_CODE,
@@ -63,7 +63,7 @@ def supervise(tmp_path: Path, **changes: str | None) -> tuple[int, str, str]:
         ({"JOB_WORKERS": "0"}, "JOB_WORKERS: '0' is not a number of at least 1"),
         ({"JOB_GRACE_SECONDS": "soon"}, "JOB_GRACE_SECONDS: 'soon'"),
         ({"JOB_DEVICE": "GPU"}, "'GPU' is neither Ascend nor CPU"),
-        ({"JOB_NODES": "2"}, "JOB_MASTER: missing"),
+        ({"JOB_NODES": "2"}, "are no address of node 0"),
         ({"JOB_SPEC": "{}"}, "spec"),
         ({"JOB_SPEC": '{"kind":"train","stesp":1}'}, "stesp: unknown key"),
         ({"JOB_STORE": "gs://bucket/x"}, "store 'gs://bucket/x'"),

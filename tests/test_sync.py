@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import commits, layout, rows, sync
+from jobs import claims, commits, layout, sync
 from jobs.errors import Unavailable
 from jobs.outbox import Outbox, write_whole
 from jobs.rows import known_rows
@@ -34,7 +34,7 @@ def store(tmp_path: Path) -> Flaky:
 @pytest.fixture
 def uploader(store: Flaky, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> sync.Uploader:
     monkeypatch.setattr(sync, "FIRST_RETRY_SECONDS", 0.001)
-    claim = commits.take_claim(store, "run", cluster="", namespace="", uid="u")
+    claim = claims.take_claim(store, "run", cluster="", namespace="", uid="u")
     return sync.Uploader(store, "run", Outbox(tmp_path / "work"), claim, deadline_seconds=30)
 
 
@@ -118,7 +118,7 @@ def test_the_picture_manifest_is_in_order_and_goes_on(
     for line in (12, 3):
         paint(uploader.outbox, line)
         uploader.cycle()
-    claim = commits.take_claim(store, "run", cluster="", namespace="", uid="u")
+    claim = claims.take_claim(store, "run", cluster="", namespace="", uid="u")
     rows = known_rows(store, "run")
     after = sync.Uploader(store, "run", Outbox(tmp_path / "new"), claim, 30, rows)
     paint(after.outbox, 1)
@@ -145,7 +145,7 @@ def test_half_written_things_are_not_seen(uploader: sync.Uploader, store: Flaky)
 def test_an_overtaken_attempt_leaves_records_and_result_alone(
     uploader: sync.Uploader, store: Flaky
 ) -> None:
-    commits.take_claim(store, "run", cluster="", namespace="", uid="u")
+    claims.take_claim(store, "run", cluster="", namespace="", uid="u")
     store.write("run/result.json", b"new")
     store.write("run/metrics.jsonl", b"new")
     uploader.outbox.append(layout.METRICS, {"step": 1})
@@ -168,23 +168,3 @@ def test_a_picture_that_comes_back_changed_is_not_in_the_manifest(
     with pytest.raises(Unavailable, match="other bytes"):
         uploader.cycle()
     assert manifest(store) == []
-
-
-def test_nodes_merge_their_rows_into_one_manifest(tmp_path: Path) -> None:
-    store = FileStore(tmp_path)
-    texts = [json.dumps({"line": line, "image": 0}) for line in (2, 1, 3)]
-    for text in texts:  # each from a node that knows of no other row
-        rows.merge(store, "run", [text])
-    merged = rows.merge(store, "run", texts)
-    assert merged == known_rows(store, "run") == [texts[1], texts[0], texts[2]]
-
-    class Busy(FileStore):
-        """Another node writes between the reading and the writing."""
-
-        def read(self, key: str) -> bytes:
-            found = super().read(key)
-            FileStore(tmp_path).write(key, found + b"\n")
-            return found
-
-    with pytest.raises(OSError, match="another node"):
-        rows.merge(Busy(tmp_path), "run", [json.dumps({"line": 4, "image": 0})])

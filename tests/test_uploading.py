@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import commits, layout, uploading
+from jobs import claims, commits, layout, uploading
 from jobs.attempt import Attempt, StopRequest
 from jobs.environment import Environment
 from jobs.errors import JobError, Unavailable
@@ -31,7 +31,7 @@ def attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Attempt:
     env = Environment.read()
     env.work.mkdir()
     store = FileStore(tmp_path / "store")
-    claim = commits.take_claim(store, "r", cluster="", namespace="", uid="u")
+    claim = claims.take_claim(store, "r", cluster="", namespace="", uid="u")
     return Attempt(env, spec, store, claim, StopRequest())
 
 

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "s3"))
 
 import servers
 
-from jobs import commits, layout
+from jobs import claims, layout
 from jobs.access import Access
 from jobs.outbox import Outbox
 from jobs.stores import open_store
@@ -64,7 +64,7 @@ def uploader(place: Path, server: servers.Server, work: Path) -> subprocess.Pope
         "AWS_SECRET_ACCESS_KEY": server.secret_key,
     }
     os.environ.update(secrets)
-    claim = commits.take_claim(
+    claim = claims.take_claim(
         open_store(url, Access(endpoint=server.endpoint)), "up", cluster="", namespace="", uid="u"
     )
     ours = {

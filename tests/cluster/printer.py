@@ -15,7 +15,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from jobs import commits, console, layout
+from jobs import claims, console, layout
 from jobs.environment import Environment, log_to_stdout
 from jobs.outbox import Outbox
 from jobs.stores import open_store
@@ -31,7 +31,7 @@ def main() -> int:
     env = Environment.read()
     log.info("jobs=test run=%s kind=train spec=none", env.run)
     store = open_store(env.store)
-    claim = commits.take_claim(store, env.run, cluster="", namespace="", uid=env.uid)
+    claim = claims.take_claim(store, env.run, cluster="", namespace="", uid=env.uid)
     uploader = subprocess.Popen([sys.executable, "-m", "jobs.sync", json.dumps(asdict(claim))])
     mark = layout.key(env.run, "reached")
     try:

@@ -23,7 +23,7 @@ from faults import EVER, Fault, Kind, skewed, slow_down
 from servers import Link, Server, Toxiproxy
 from zygote import Zygote
 
-from jobs import commits, layout
+from jobs import claims, commits, layout
 from jobs.outbox import Outbox
 from jobs.stores import FileStore
 
@@ -229,7 +229,7 @@ def upload(forks: Zygote, server: Server, scenario: Scenario, work: Path) -> End
     bucket = server.bucket()
     objects = prepare(server, bucket, work)
     aside = FileStore(work / "aside")
-    claim = commits.take_claim(aside, RUN, cluster="", namespace="", uid="u").to_json()
+    claim = claims.take_claim(aside, RUN, cluster="", namespace="", uid="u").to_json()
     key = layout.key(RUN, layout.CLAIM)
     server.client().put_object(Bucket=bucket, Key=key, Body=aside.read(key))
     started = time.monotonic()

@@ -13,7 +13,7 @@ from faultproxy import FaultProxy
 from servers import Link, Server, Toxiproxy
 from zygote import Child, Zygote
 
-from jobs import commits, layout
+from jobs import claims, commits, layout
 from jobs.access import Access
 from jobs.outbox import Outbox
 from jobs.parts import MOST_PARTS, part_size
@@ -204,7 +204,7 @@ def test_a_killed_uploader_goes_on_with_its_work_folder(rig: Rig) -> None:
     outbox.publish(draft)
     outbox.done.touch()
     plain = S3Store(rig.bucket, "", Access(endpoint=rig.server.endpoint))
-    claim = commits.take_claim(plain, "run", cluster="", namespace="", uid="u")
+    claim = claims.take_claim(plain, "run", cluster="", namespace="", uid="u")
     variables = {
         "JOB_SPEC": "{}", "JOB_RUN": "run", "JOB_STORE": f"s3://{rig.bucket}", "JOB_UID": "u",
         "JOB_STORE_ENDPOINT": rig.link.endpoint, "JOB_WORK": str(outbox.work),

@@ -14,7 +14,7 @@ from faultproxy import FaultProxy
 from faults import Fault
 from servers import REGION, Server
 
-from jobs import commits, layout, s3client, s3faults
+from jobs import claims, commits, layout, s3client, s3faults
 from jobs.access import Access
 from jobs.errors import BadSpec
 from jobs.s3 import S3Store
@@ -353,14 +353,14 @@ def test_claims_are_the_same_in_either_store(store: S3Store, tmp_path: Path) -> 
 
     ours = {"cluster": "c", "namespace": "n", "uid": "u1"}
     for each in (store, FileStore(tmp_path / "store")):
-        first = commits.take_claim(each, "run", **ours)
-        second = commits.take_claim(each, "run", **ours)
+        first = claims.take_claim(each, "run", **ours)
+        second = claims.take_claim(each, "run", **ours)
         assert (first.epoch, second.epoch) == (1, 2)
-        commits.check_claim(each, "run", second)
+        claims.check_claim(each, "run", second)
         with pytest.raises(Unavailable, match="taken over"):
-            commits.check_claim(each, "run", first)
+            claims.check_claim(each, "run", first)
         with pytest.raises(BadSpec, match="another submission"):
-            commits.take_claim(each, "run", **{**ours, "uid": "u2"})
+            claims.take_claim(each, "run", **{**ours, "uid": "u2"})
 
 
 def test_a_url_opens_it_as_the_environment_says(
