@@ -22,24 +22,43 @@ def pin(local: int, threads: int) -> None:
         os.sched_setaffinity(0, (cores * 2)[start : start + threads])
 
 
-def start(env: Environment) -> Worker:
+GROUP = (
+    "MS_ROLE", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_WORKER_NUM", "MS_NODE_ID", "MS_NODE_RANK",
+    "RANK_ID", "RANK_SIZE", "RANK_TABLE_FILE",
+)  # fmt: skip
+"""Variables by which MindSpore takes a process for one of a group."""
+
+
+def start(env: Environment, *, group: bool) -> Worker:
     """Bring up MindSpore in graph mode on this worker's device, and the group of all workers.
 
     In the process that msrun starts as its scheduler the call never returns: `init` serves the
-    group until it ends, and the process exits.
+    group until it ends, and the process exits. Without a group there is nothing to serve.
+
+    Args:
+        env: where this job runs.
+        group: whether the workers speak to each other; to meet takes them some 5 s (measured).
     """
     die_with_supervisor()
     worker = Worker.read()
     scheduler = os.environ.get("MS_ROLE") == "MS_SCHED"
+    if scheduler and not group:
+        raise SystemExit(0)
+    local = worker.rank % env.workers
     if env.device == "CPU" and not scheduler:
-        pin(worker.rank % env.workers, env.threads)
+        pin(local, env.threads)
+    if not group:
+        for name in GROUP:
+            os.environ.pop(name, None)
     import mindspore as ms
     from mindspore.communication import init
 
+    # In a group `init` decides which device is whose.
+    own = {"device_id": local} if env.device == "Ascend" and not group else {}
     if hasattr(ms, "set_device"):
-        ms.set_device(env.device)
+        ms.set_device(env.device, **own)
     else:
-        ms.set_context(device_target=env.device)
+        ms.set_context(device_target=env.device, **own)
     ms.set_context(mode=ms.GRAPH_MODE)
     if not scheduler:
         # Before `init`: by then the scheduler listens, and nobody sleeps between two tries.

@@ -19,7 +19,7 @@ import numpy as np
 from mindspore import Tensor
 from numpy.typing import NDArray
 
-from jobs import draws, lora, model, schedules
+from jobs import draws, lora, model, norms, schedules
 from jobs.batches import Request as Request
 from jobs.batches import Size
 from jobs.cells import Decode, Denoise, Encode
@@ -41,9 +41,9 @@ class Painter:
         self.channels = int(vae["latent_channels"])
         self.scaling = float(vae["scaling_factor"])
         self.encoders = model.load_text_encoders(folder, kind)
-        self.unet = model.load_unet(folder, kind)
+        self.unet = norms.unroll(model.load_unet(folder, kind))
         self.denoise = Denoise(self.unet, kind)
-        self.decode = Decode(model.load_vae(folder))
+        self.decode = Decode(norms.unroll(model.load_vae(folder)))
         self.encode: Encode | None = None
         self.zero_negative = bool(
             model.config(folder, "").get("force_zeros_for_empty_prompt", True)

@@ -23,7 +23,7 @@ Program = Callable[[Environment, Any, Worker], None]
 def main(program: str) -> int:
     """Run `jobs.train` or `jobs.infer` in this process and return its exit code."""
     env = Environment.read()
-    worker = compat.start(env)
+    worker = compat.start(env, group=program == "train")  # pictures are each worker's own
     # Rank 0 tells the story; the others speak when something is wrong.
     log_to_stdout(logging.INFO if worker.rank == 0 else logging.WARNING)
     try:

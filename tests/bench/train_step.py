@@ -216,7 +216,7 @@ def main() -> int:
         if {"step", "checkpoint"} & {*given.what}:
             from jobs import compat
 
-            compat.start(environment(place, tiny(given.method)))
+            compat.start(environment(place, tiny(given.method)), group=True)
         if "step" in given.what:
             kept.append(measure_step(place, given.method, given.count, given.rounds))
         if "checkpoint" in given.what:
