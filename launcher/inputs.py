@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs import layout
@@ -21,6 +22,7 @@ from jobs.stores import FileStore, Store
 from launcher import storage
 from launcher.backends.localrun import make_folders
 from launcher.errors import Misconfigured, NotFound, Usage
+from launcher.sizes import Shape
 
 STDIN = "-"
 LARGEST_PROMPT_FILE = 64 * 1024 * 1024
@@ -60,6 +62,8 @@ class Prompts:
     """What has to be in the store under `value.key`; empty when `value` holds the rows."""
     lines: tuple[tuple[int, int | None], ...] = ()
     """Line and number of images, where it says one, of each prompt."""
+    shapes: Mapping[Shape, int] = field(default_factory=dict)
+    """How many prompts ask for which pictures."""
 
     @property
     def uploads(self) -> tuple[Upload, ...]:
@@ -106,10 +110,12 @@ def _packed(rows: Iterator[PromptRow]) -> Prompts:
     small: list[PromptRow] = []
     payload = bytearray()
     lines: list[tuple[int, int | None]] = []
+    shapes: Counter[Shape] = Counter()
     inline = True
     for row in rows:
         payload += to_json_line(row)
         lines.append((row.line, row.images))
+        shapes[row.width, row.height, row.images] += 1
         # The kubelet's escape of `$` takes six bytes (jobs.specs.to_json).
         inline = inline and len(payload) + 5 * payload.count(b"$") <= INLINE_PROMPT_BYTES
         if inline:
@@ -117,10 +123,10 @@ def _packed(rows: Iterator[PromptRow]) -> Prompts:
         else:
             small.clear()
     if inline:
-        return Prompts(tuple(small), lines=tuple(lines))
+        return Prompts(tuple(small), lines=tuple(lines), shapes=shapes)
     digest = hashlib.sha256(payload).hexdigest()
     file = PromptFile(key=layout.prompts_key(digest), sha256=digest)
-    return Prompts(file, bytes(payload), tuple(lines))
+    return Prompts(file, bytes(payload), tuple(lines), shapes)
 
 
 def check_only(spec: InferSpec, prompts: Prompts | None) -> None:

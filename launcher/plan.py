@@ -97,6 +97,7 @@ def plan(
     cores: int = 0,
     max_seconds: int = 0,
     ttl_seconds: int | None = None,
+    shapes: Mapping[sizes.Shape, int] | None = None,
 ) -> JobPlan:
     """Decide everything about a run.
 
@@ -109,6 +110,7 @@ def plan(
         cores: CPU cores of this machine; the local backend shares them out to the workers.
         max_seconds: how long the run may take; 0 means for ever.
         ttl_seconds: how long the finished Job stays; none means as long as the target says.
+        shapes: of the prompts that wait in the store; see sizes.picture_bytes.
 
     Raises:
         Usage: the name, the number of NPUs or nodes, a limit or the precision cannot be had there.
@@ -124,7 +126,8 @@ def plan(
         _check_cluster(spec, target, npus, nodes)
         queueing = queues.queueing(target, gang=gang, max_seconds=max_seconds)
     ttl = target.ttl_hours * 3600 if ttl_seconds is None else ttl_seconds
-    return _decided(spec, target, name, (npus, nodes, cores), ttl, queueing)
+    disk = sizes.disk_gib(spec, npus, data_gib=target.data_gib, shapes=shapes)
+    return _decided(spec, target, name, (npus, nodes, cores), (ttl, disk), queueing)
 
 
 def _decided(
@@ -132,12 +135,13 @@ def _decided(
     target: Target,
     name: str,
     counts: tuple[int, int, int],
-    ttl_seconds: int,
+    bounds: tuple[int, int],
     queueing: queues.Queueing,
 ) -> JobPlan:
     from jobs.specs import graphs, to_json
 
     npus, nodes, cores = counts
+    ttl_seconds, disk = bounds
     server, plugin = devices.server(target.server), devices.plugin(target.plugin)
     world = nodes > 1 and spec.kind == "train"
     spec_json = to_json(spec)
@@ -173,7 +177,7 @@ def _decided(
         cpu=target.cpu_per_npu * npus,
         memory_gib=target.memory_per_npu_gib * npus,
         shm_gib=sizes.shm_gib(npus),
-        disk_gib=sizes.disk_gib(spec, npus, data_gib=target.data_gib),
+        disk_gib=disk,
         grace_seconds=grace,
         retries=target.retries,
         ttl_seconds=ttl_seconds,

@@ -6,6 +6,8 @@ Must not know of Kubernetes. Counts of parameters are those of the published mod
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,8 @@ if TYPE_CHECKING:  # brings pydantic
 
 GIB = 2**30
 MIB = 2**20
+Shape = tuple[int | None, int | None, int | None]
+"""Width, height and number of the pictures of a prompt, where it says them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,17 +81,21 @@ def model_bytes(spec: Spec) -> int:
     return WEIGHT_BYTES[spec.precision] * (model.unet + model.frozen)
 
 
-def picture_bytes(spec: InferSpec) -> int:
+def picture_bytes(spec: InferSpec, shapes: Mapping[Shape, int] | None = None) -> int:
     """Return an upper bound for all pictures: three bytes a pixel, what PNG is smaller than.
 
-    Prompts in the store are not counted here: 10,000 of them are assumed, of the spec's size.
+    Args:
+        spec: whose prompts may wait in the store.
+        shapes: how many of those ask for which pictures; where nobody knows, 10,000 of the
+            spec's size are assumed.
     """
-    if not isinstance(spec.prompts, tuple):
-        return 3 * spec.width * spec.height * 10_000 * spec.images
-    return 3 * sum(
-        (row.width or spec.width) * (row.height or spec.height) * (row.images or spec.images)
-        for row in spec.prompts
+    if isinstance(spec.prompts, tuple):
+        shapes = Counter((row.width, row.height, row.images) for row in spec.prompts)
+    pixels = sum(
+        (width or spec.width) * (height or spec.height) * (images or spec.images) * count
+        for (width, height, images), count in (shapes or {(None, None, None): 10_000}).items()
     )
+    return 3 * pixels
 
 
 def shm_gib(npus: int) -> int:
@@ -105,7 +113,9 @@ def memory_gib(spec: Spec, npus: int) -> int:
     return -(-(workers + state_bytes(spec)) // GIB) + shm_gib(npus)
 
 
-def disk_gib(spec: Spec, npus: int, *, data_gib: int = 10) -> int:
+def disk_gib(
+    spec: Spec, npus: int, *, data_gib: int = 10, shapes: Mapping[Shape, int] | None = None
+) -> int:
     """Return the ephemeral storage a pod needs.
 
     The downloaded pipeline, and for a single file the folder that is made of it; two checkpoints,
@@ -118,7 +128,7 @@ def disk_gib(spec: Spec, npus: int, *, data_gib: int = 10) -> int:
     if spec.kind == "train":
         need += 4 * trained(spec)
     else:
-        need += picture_bytes(spec)
+        need += picture_bytes(spec, shapes)
     return -(-need // GIB)
 
 

@@ -86,7 +86,8 @@ def submit(kind: Kind, params: Params) -> None:
 
     def decide() -> JobPlan:
         amounts = options.amounts(params)
-        return plan(spec, target, name=name, cores=_cores(), **amounts)
+        shapes = prompts.shapes if prompts else None
+        return plan(spec, target, name=name, cores=_cores(), shapes=shapes, **amounts)
 
     if params["dry_run"]:
         _tell_uploads(uploads, target)

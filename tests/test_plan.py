@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jobs import layout
 from jobs.access import Access
-from jobs.specs import InferSpec, PromptRow, TrainSpec, parse_json, to_json
-from launcher import sizes
+from jobs.specs import InferSpec, PromptFile, PromptRow, TrainSpec, parse_json, to_json
+from launcher import inputs, sizes
 from launcher.errors import LauncherError, Misconfigured, Usage
 from launcher.plan import SPEC_DIGEST, JobPlan, plan
 from launcher.settings import Target
@@ -227,6 +230,29 @@ def test_pictures_take_the_room_of_their_own_sizes() -> None:
     )
     spec = InferSpec(prompts=rows, images=2)
     assert sizes.picture_bytes(spec) == 3 * (2 * 1024 * 1024 + 5 * 512 * 2048)
+
+
+def test_pictures_of_prompts_in_the_store_take_the_room_of_their_own_sizes() -> None:
+    spec = InferSpec(
+        prompts=PromptFile(key=layout.prompts_key("0" * 64), sha256="0" * 64), images=2
+    )
+    shapes = {(None, None, None): 700, (4096, None, 5): 300}
+    need = 3 * (700 * 2 * 1024 * 1024 + 300 * 5 * 4096 * 1024)
+    assert sizes.picture_bytes(spec, shapes) == need
+    assert sizes.picture_bytes(spec) == 3 * 10_000 * 2 * 1024 * 1024
+    known = made(spec, shapes=shapes).disk_gib - made(INFER).disk_gib
+    assert known == pytest.approx(need / sizes.GIB, abs=1)
+
+
+def test_the_sizes_of_a_large_prompt_file_are_known_at_submission(tmp_path: Path) -> None:
+    path = tmp_path / "many.jsonl"
+    rows = [
+        {"prompt": "x" * 200, "width": 64} if n % 4 else {"prompt": str(n)} for n in range(2000)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    found = inputs.read_prompts(str(path))
+    assert isinstance(found.value, PromptFile)
+    assert found.shapes == {(64, None, None): 1500, (None, None, None): 500}
 
 
 def test_a_whole_state_is_31_gb_and_lora_small() -> None:
