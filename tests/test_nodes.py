@@ -17,8 +17,9 @@ NPU = "huawei.com/Ascend910"
     ("resource", "quantity", "expected"),
     [
         ("cpu", "16", 16000), ("cpu", "100m", 100), ("cpu", "0.5", 500), ("cpu", "1500u", 2),
-        ("memory", "64Gi", 64 << 30), ("memory", "1e3", 1000), ("memory", "128M", 128_000_000),
-        ("memory", "1073741824", 1 << 30), ("memory", "400m", 0), (NPU, "8", 8), (NPU, 8, 8),
+        ("memory", "64Gi", 64 << 30), ("memory", "24581692Ki", 24581692 << 10),
+        ("memory", "1e3", 1000), ("memory", "128M", 128_000_000), ("memory", "1073741824", 1 << 30),
+        ("memory", "400m", 0), (NPU, "8", 8), (NPU, 8, 8),
         (NPU, "2k", 2000), (NPU, "many", 0), (NPU, None, 0), (NPU, "1.2.3", 0), (NPU, "8Q", 0),
     ],
 )  # fmt: skip
