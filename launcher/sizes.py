@@ -31,6 +31,8 @@ class Model:
     """Inputs plus outputs of every module that LoRA adapts in the UNet."""
     text_sides: int
     """The same for both text encoders."""
+    worker_gib: int
+    """Host memory allowed for a worker's Python, MindSpore, CANN and compiler, beside weights."""
 
 
 SDXL = Model(
@@ -43,9 +45,11 @@ SDXL = Model(
     unet_sides=1_451_520,
     # 12 layers of 8 * 768 and 32 layers of 8 * 1280.
     text_sides=401_408,
+    worker_gib=8,
 )
-TINY = Model(unet=6_000_000, frozen=2_000_000, unet_sides=20_000, text_sides=2_048)
-"""Upper bounds for the small SDXL that ships."""
+TINY = Model(unet=6_000_000, frozen=2_000_000, unet_sides=20_000, text_sides=2_048, worker_gib=2)
+"""Upper bounds for the small SDXL that ships; its graphs are a hundredth of SDXL's to compile, and
+it is there to try a place with: asking for SDXL's memory would turn small places away."""
 
 STATE_BYTES = 12
 """Of a trained parameter: the fp32 master and AdamW's two fp32 moments."""
@@ -106,10 +110,10 @@ def shm_gib(npus: int) -> int:
 def memory_gib(spec: Spec, npus: int) -> int:
     """Return the host memory a pod cannot do without.
 
-    Each worker holds Python, MindSpore, CANN and its compiler (8 GiB allowed) and reads the whole
-    pipeline before the NPU has it; the first one also holds a copy of the state while it is saved.
+    Each worker holds Python, MindSpore, CANN and its compiler and reads the whole pipeline before
+    the NPU has it; the first one also holds a copy of the state while it is saved.
     """
-    workers = npus * (8 * GIB + model_bytes(spec))
+    workers = npus * (model_of(spec).worker_gib * GIB + model_bytes(spec))
     return -(-(workers + state_bytes(spec)) // GIB) + shm_gib(npus)
 
 

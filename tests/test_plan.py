@@ -196,6 +196,14 @@ def test_too_little_memory_is_refused_with_what_is_needed() -> None:
     made(TrainSpec(method="vanilla"), dataclasses.replace(target, **{key: int(least)}), npus=1)
 
 
+def test_the_small_model_may_be_tried_with_little_memory() -> None:
+    target = dataclasses.replace(CLUSTER, memory_per_npu_gib=8)
+    refused(TrainSpec(), target, npus=1)
+    for npus in (1, 8):
+        assert made(TrainSpec(model="tiny"), target, npus=npus).memory_gib == 8 * npus
+    refused(TrainSpec(model="tiny"), dataclasses.replace(target, memory_per_npu_gib=6), npus=1)
+
+
 def test_a_spec_past_the_limit_of_an_environment_string_is_refused() -> None:
     rows = tuple(PromptRow(line=line, prompt="x" * 1000) for line in range(1, 120))
     error = refused(InferSpec(prompts=rows))

@@ -16,6 +16,7 @@ from launcher.errors import LauncherError, Misconfigured, Unreachable
 from launcher.settings import Settings, Target
 
 if TYPE_CHECKING:  # each of them loads what the look at a store alone does without
+    from jobs.specs import TrainSpec
     from launcher.backends.kubernetes import Kubernetes
     from launcher.doctors.findings import Line, Wanted
 
@@ -23,6 +24,7 @@ _CHOOSE_A_CLUSTER = ("backend", "context", "namespace")
 """Settings by which somebody says that there is a cluster."""
 PLACEHOLDERS = {"image": "localhost/jobs:dev", "store": "file:///scratch/store"}
 """What a Job is made with where the setting is missing or wrong; the bases have the same."""
+_MEMORY = "memory_per_npu_gib"
 
 
 def examine(settings: Settings, *, pod: bool, as_json: bool) -> None:
@@ -81,39 +83,45 @@ def _examine_cluster(
 
 def _wanted(target: Target) -> Wanted:
     """Return what the settings ask for; a wrong one is told, and another value takes its place."""
+    from jobs.specs import TrainSpec
     from launcher.doctors.findings import Wanted
 
     problems: dict[str, LauncherError] = {}
-    usable = target
+    lean: LauncherError | None = None
+    usable, spec = target, TrainSpec()
     defaults = {field: getattr(Target(), field) for field in Target.__dataclass_fields__}
     while True:
         try:
-            job, room = _jobs(usable)
+            job, room = _jobs(usable, spec)
             break
         except LauncherError as error:
             setting = error.text.split(" ")[0].rstrip(":")
             if setting not in defaults or setting in problems:
                 raise
+            if setting == _MEMORY and lean is None:  # a place to try things may be that small
+                lean, spec = error, TrainSpec(model="tiny")
+                continue
             problems[setting] = error
-            value = (PLACEHOLDERS | {"memory_per_npu_gib": 1024}).get(setting, defaults[setting])
+            if setting == _MEMORY:
+                lean, spec = None, TrainSpec()
+            value = PLACEHOLDERS.get(setting, defaults[setting])
             usable = replace(usable, **{setting: value})
-    return Wanted(target=target, job=job, room=room, problems=problems)
+    return Wanted(target=target, job=job, room=room, problems=problems, lean=lean)
 
 
-def _jobs(target: Target) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+def _jobs(target: Target, spec: TrainSpec) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Return the smallest Job there is, and the pod of one that takes a whole server.
 
     Raises:
         LauncherError: a setting is wrong; the text begins with its name.
     """
-    from jobs.specs import TrainSpec
     from launcher import devices, manifests
     from launcher.plan import plan
 
     base = manifests.base("train")
     least, *_, most = (1, *devices.server(target.server).legal)
     made = [
-        manifests.render(plan(TrainSpec(), target, name="doctor", npus=npus), base)
+        manifests.render(plan(spec, target, name="doctor", npus=npus), base)
         for npus in (least, most)
     ]
     return made[0], made[1]["spec"]["template"]["spec"]

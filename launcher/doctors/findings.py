@@ -68,6 +68,8 @@ class Wanted:
     """Spec of a pod that takes a whole server."""
     problems: Mapping[str, LauncherError] = field(default_factory=dict)
     """Setting -> what is wrong with it; the Job was made with another value in its place."""
+    lean: LauncherError | None = None
+    """Why no SDXL has memory enough; the Job is one of the small model's, which has."""
 
     @property
     def pod(self) -> Object:

@@ -29,7 +29,9 @@ def settings_lines(wanted: Wanted) -> Iterator[Line]:
     wrong = {key: row for key, row in wanted.problems.items() if key not in _OWN_LINES}
     for problem in wrong.values():
         yield failed("settings", problem)
-    if not wrong:
+    if wanted.lean is not None:
+        yield Line("settings", "warn", f"{wanted.lean.text}; --model tiny fits", wanted.lean.hint)
+    elif not wrong:
         text = f"server {target.server}, plugin {target.plugin}: {resource(wanted)}"
         yield Line("settings", "ok", text)
     yield image(wanted)

@@ -358,6 +358,7 @@ def test_the_rights_are_those_of_the_role(kubectl) -> None:
         ({"server": "module-x"}, "settings", "fail", "unknown server type"),
         ({"plugin": "other"}, "settings", "fail", "unknown device plugin"),
         ({"memory_per_npu_gib": "1"}, "settings", "fail", "memory_per_npu_gib 1"),
+        ({"memory_per_npu_gib": "8"}, "settings", "warn", "--model tiny fits"),
         ({"queue": "npus"}, "settings", "fail", "queue_engine is not set"),
         ({"image": "Jobs:1"}, "image", "fail", "is no name of an image"),
         ({"image": "localhost/jobs:dev"}, "image", "warn", "no node can pull it"),
