@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-from jobs import claims, commits, layout, specs
+from jobs import cgroups, claims, commits, layout, specs
 from jobs.environment import Environment
 from jobs.errors import BadData, BadSpec, Unavailable
 from jobs.outbox import Outbox, write_whole
@@ -56,6 +56,8 @@ class Attempt:
     restored: int = 0
     """Step resumed from, or number of pictures found; 0 for a fresh start."""
     started: float = field(default_factory=time.monotonic)
+    memory: cgroups.Memory = field(default_factory=cgroups.read)
+    """At the start: what the kernel has killed before is not this attempt's."""
 
     @property
     def outbox(self) -> Outbox:

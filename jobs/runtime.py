@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from jobs import __version__, console, several, shares, specs
+from jobs import __version__, cgroups, console, several, shares, specs
 from jobs.attempt import Attempt, StopRequest, prepare
 from jobs.environment import Environment, log_to_stdout
 from jobs.errors import BY_CODE, JobError, planned
@@ -131,6 +131,8 @@ def main() -> int:
         if planned(error, os.environ.get("JOB_WORK")) is None:
             log.exception("bug")
         code, reason = ending(error)
+    if memory := str(cgroups.read()):
+        log.info("memory=%r", memory)
     (log.info if code == 0 else log.error)("exit=%d %s", code, reason)
     terminate(log_file, code, reason)
     return code

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jobs import layout
+from jobs import cgroups, layout
 from jobs.attempt import Attempt
 from jobs.claims import check_claim
 from jobs.errors import BY_CODE, BY_EXIT, JobError, Killed, Stopped, Unavailable
@@ -160,9 +160,15 @@ def judge(attempt: Attempt, ended: int) -> None:
         if now > attempt.restored:
             raise Stopped(f"stopped on request: {unit} {now} is committed")
         raise Unavailable(f"stopped on request before anything new was committed ({unit} {now})")
+    memory = cgroups.read()
+    if ended != 0 and memory.kills > attempt.memory.kills:
+        # Whichever process it was: msrun and its scheduler tell of their end in other words.
+        raise Killed(f"out of memory ({memory}): give more or lower the batch")
     if ended == -signal.SIGKILL:
+        told = f" ({memory})" if str(memory) else ""
         raise Killed(
-            "a worker was killed (SIGKILL), as a rule for memory: give more or lower the batch"
+            f"a worker was killed (SIGKILL), as a rule for memory{told}: give more or lower the"
+            " batch"
         )
     if ended < 0:
         name = signal.Signals(-ended).name

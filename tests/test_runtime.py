@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs import msrun, verdict, working
+from jobs import cgroups, msrun, verdict, working
 from jobs.attempt import Attempt, StopRequest
+from jobs.cgroups import GIB, Memory
 from jobs.claims import Claim
 from jobs.environment import Environment
 from jobs.errors import (
@@ -188,6 +189,22 @@ def test_the_end_of_the_workers_is_translated(attempt: Attempt) -> None:
     assert end(0) is PicturesFailed
     attempt.outbox.fail(0, 78, "precision")
     assert end(1) is BadSpec, "the lowest rank speaks"
+
+
+def test_what_the_kernel_killed_is_told_as_memory_whoever_noticed(
+    attempt: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, after = (Memory(GIB, GIB, kills) for kills in (1, 2))
+    attempt.memory = before
+    monkeypatch.setattr(cgroups, "read", lambda: after)
+    for ended in (-9, 1, -11):
+        with pytest.raises(Killed, match=r"out of memory \(peak 1.0 GiB of 1.0 GiB\): give more"):
+            verdict.judge(attempt, ended)
+    with pytest.raises(JobError, match="without a result"):
+        verdict.judge(attempt, 0)  # an uploader that was started again harms nobody
+    monkeypatch.setattr(cgroups, "read", lambda: before)
+    with pytest.raises(Killed, match=r"as a rule for memory \(peak 1.0 GiB of 1.0 GiB\)"):
+        verdict.judge(attempt, -9)
 
 
 def test_a_full_disk_is_told_with_the_outage_that_filled_it(attempt: Attempt) -> None:

@@ -60,7 +60,9 @@ def ending(pod: Object) -> Ending | None:
     if code is None:
         return _without_code(pod, phase, reason, finished)
     if fields.text(ended, "reason") == "OOMKilled" and code:
-        line = f"ran out of memory{_limit(pod)} and ended with {_named(code)}"
+        words = said(pod)  # the supervisor's, if it lived to say any
+        told = f": {words}" if "memory" in words else ""
+        line = f"ran out of memory{_limit(pod)} and ended with {_named(code)}{told}"
         return Ending(word="memory", line=line, code=code, finished=finished)
     row = BY_CODE.get(code)
     words = said(pod)
