@@ -141,7 +141,7 @@ def _values(plan: JobPlan, driver: bool) -> tuple[Any, ...]:
         environment,
         secrets,
         requests | npus,
-        {"memory": memory} | npus,
+        {"memory": memory, "ephemeral-storage": f"{plan.most_disk_gib}Gi"} | npus,
         mount,
     )
 

@@ -59,7 +59,9 @@ class JobPlan:
     shm_gib: int
     """Size of /dev/shm, GiB; counts towards the memory."""
     disk_gib: int
-    """Ephemeral storage requested, GiB; no limit, since nobody knows the data set's size here."""
+    """Ephemeral storage requested, GiB."""
+    most_disk_gib: int
+    """Its limit, GiB: a pod that takes more is evicted, before it fills its node."""
     grace_seconds: int
     """terminationGracePeriodSeconds: time to write and upload the whole state."""
     retries: int
@@ -178,6 +180,7 @@ def _decided(
         memory_gib=target.memory_per_npu_gib * npus,
         shm_gib=sizes.shm_gib(npus),
         disk_gib=disk,
+        most_disk_gib=sizes.SPARE_DISK * disk,
         grace_seconds=grace,
         retries=target.retries,
         ttl_seconds=ttl_seconds,

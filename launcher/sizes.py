@@ -53,6 +53,8 @@ it is there to try a place with: asking for SDXL's memory would turn small place
 
 STATE_BYTES = 12
 """Of a trained parameter: the fp32 master and AdamW's two fp32 moments."""
+SPARE_DISK = 2
+"""How much more of its node's disk a pod may take than it is thought to need."""
 WEIGHT_BYTES = {"fp16": 2, "bf16": 4, "fp32": 4}
 """Of a parameter on the hub: SDXL is published as fp16 and fp32, so bf16 is cast from fp32."""
 

@@ -20,6 +20,7 @@ from launcher.snapshot import Snapshot
 from launcher.why import (
     admission,
     attempts,
+    endings,
     explain,
     podreasons,
     podstate,
@@ -344,3 +345,20 @@ def test_of_a_quota_the_resource_that_is_over_is_told() -> None:
 def test_what_schedulers_say(message: str, stuck: bool, expected: str) -> None:
     told = schedulerwords.meaning(message, "8 NPUs")
     assert (told.line, told.stuck) == (expected, stuck)
+
+
+@pytest.mark.parametrize(
+    ("message", "word"),
+    [
+        ('Usage of EmptyDir volume "work" exceeds the limit "1Gi". ', "disk"),
+        ("Pod ephemeral local storage usage exceeds the total limit of containers 40Gi. ", "disk"),
+        ('Container main exceeded its local ephemeral storage limit "40Gi". ', "disk"),
+        ('Usage of EmptyDir volume "shm" exceeds the limit "4Gi". ', "evicted"),
+    ],
+)
+def test_a_pod_that_took_too_much_disk_is_told_what_to_raise(message: str, word: str) -> None:
+    status = {"phase": "Failed", "reason": "Evicted", "message": message}
+    found = endings.ending({"spec": {"nodeName": "atlas-1"}, "status": status})
+    assert found is not None
+    assert (found.word, found.retry) == (word, "counted")
+    assert ("data_gib" in endings.advice(found.code, "cats", found.word)) == (word == "disk")

@@ -16,6 +16,8 @@ from launcher.fields import Object
 
 _OURS = re.compile(r"(\d+) (?:[a-z ]+: )?(.*)")
 _LONGEST = 300
+# The kubelet's words of a limit of its own disk (pkg/kubelet/eviction: helpers.go).
+_DISK = re.compile(r"ephemeral (local )?storage (usage exceeds the total )?limit|EmptyDir volume")
 _DISRUPTIONS = {
     "PreemptionByScheduler": ("preempted", "preempted by a run of higher priority"),
     "PreemptionByKubeScheduler": ("preempted", "preempted by a run of higher priority"),
@@ -32,7 +34,8 @@ class Ending:
     """How one pod ended."""
 
     word: str
-    """`exit`, `memory`, `evicted`, `preempted`, `node-gone`, `refused-by-node` or `unknown`."""
+    """`exit`, `memory`, `disk`, `deadline`, `evicted`, `preempted`, `node-gone`,
+    `refused-by-node` or `unknown`."""
     line: str
     """Completes `it was` or `it`: `failed (69, unavailable): the store ...`."""
     code: int | None = None
@@ -52,6 +55,8 @@ def ending(pod: Object) -> Ending | None:
     reason = fields.text(pod, "status", "reason")
     if disruption is not None or reason in ("Evicted", "Preempting", "Terminated", "NodeLost"):
         word, line = disrupted(pod, fields.text(disruption, "reason"))
+        if disruption is None and _DISK.search(line) and '"shm"' not in line:
+            word = "disk"
         retry: Retry = "counted" if disruption is None else "free"
         if code is not None and code in BY_CODE and BY_CODE[code].retry == "free":
             line += f"; it stopped in time ({said(pod) or 'a newer step is committed'})"
@@ -103,6 +108,8 @@ def advice(code: int | None, run: str, word: str = "exit", line: str = "") -> st
         )
     if word == "memory" or code == 137:
         return f"raise memory_per_npu_gib or lower batch_size: {again}"
+    if word == "disk":
+        return f"raise data_gib, by which its limit is computed: {again}"
     match code:
         case 65:
             return f"mend the data set or the prompt file: {again}"
