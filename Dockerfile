@@ -14,7 +14,7 @@ FROM ${BASE_IMAGE}
 # hadolint ignore=DL3008
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends iproute2 libgomp1 \
-    && rm -rf /var/lib/apt/lists/*
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
 
 # The driver's device files belong to uid and gid 1000 of the node. A base may have that user.
 RUN { getent group 1000 || groupadd --gid 1000 jobs; } \

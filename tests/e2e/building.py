@@ -64,24 +64,37 @@ def storage(scratch: Path, missing: Callable[[str, str], NoReturn]) -> Iterator[
     config.write_text(
         f'[storage]\ndriver = "overlay"\ngraphroot = "{cache}/storage"\nrunroot = "{cache}/run"\n'
     )
+    engine = scratch / "containers.conf"
+    engine.write_text('[engine]\ncompression_format = "zstd"\ncompression_level = 1\n')
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONTAINERS_STORAGE_CONF", str(config))
+        patch.setenv("CONTAINERS_CONF", str(engine))
+        patch.setenv("BUILDAH_ISOLATION", "chroot")
+        patch.setenv("BUILDAH_LAYERS", "true")
         yield cache / "storage"
 
 
-def build(volumes: list[str]) -> str:
-    """Build the image as TAG; return its base, a stand-in that is made once."""
+def arguments(scratch: Path) -> tuple[str, list[str]]:
+    """Return the stand-in for the base, made once, and what a build for the CPU on it is told."""
     base = f"localhost/cann-stand-in:{hashlib.sha256(BASE_SCRIPT.read_bytes()).hexdigest()[:12]}"
     if not buildah("images", "--quiet", "--filter", f"reference={base}"):
         subprocess.run([str(BASE_SCRIPT), base], check=True)
-    buildah(
-        "bud", "--isolation", "chroot", "--layers", "--force-rm", *volumes, "--tag", TAG,
-        "--build-arg", f"BASE_IMAGE={base}", "--build-arg", "FRAMEWORK=cpu",
-        "--build-arg", "REVISION=abc123", str(ROOT),
-    )  # fmt: skip
-    # The layers of former states are 3 GB each; one in use by another run stays.
-    subprocess.run(["buildah", "rmi", "--prune"], capture_output=True, check=False)
+    words = {"BASE_IMAGE": base, "FRAMEWORK": "cpu", "REVISION": "abc123"}
+    told = [part for row in words.items() for part in ("--build-arg", "=".join(row))]
+    return base, [*told, *pip_settings(scratch)]
+
+
+def build(scratch: Path) -> str:
+    """Build the image as TAG; return its base."""
+    base, told = arguments(scratch)
+    buildah("build", "--force-rm", *told, "--tag", TAG, str(ROOT))
+    prune()
     return base
+
+
+def prune() -> None:
+    """Remove the layers of former states, 3 GB each; one in use by another run stays."""
+    subprocess.run(["buildah", "rmi", "--prune"], capture_output=True, check=False)
 
 
 def config_of(name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Real nodes with the image on them, an S3 server that pods reach, the launcher as users run it.
+"""Real nodes, a registry and an S3 server that they reach, the README's lines, the launcher.
 
 NODES_COMMAND names a program that makes a throw-away cluster with real nodes on this machine:
 `up DIR --nodes N --driver` prints an administrator's kubeconfig, `down DIR` ends everything. Its
@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,17 +23,32 @@ from typing import Any, NoReturn
 
 import pytest
 import yaml
-from building import ROOT, TAG, build, buildah, pip_settings, storage
+from building import ROOT, arguments, buildah, prune, storage
+from registry import Registry
+from running import NODES, NPUS, TWO, Calm, Change, Run, alive, wait_for
 
 LAUNCHER = str(Path(sys.executable).with_name("launcher"))
 NAMESPACE = "diffusion-jobs"
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "testtest"}
 PODS_HOST = os.environ.get("PODS_HOST", "10.88.0.1")
-NODES, NPUS = 2, 2
-MEMORY = "6Gi"
-"""Of a pod; what the launcher asks for at least is for NPUs and their compiler."""
 SERVER = "card-910b-2"
 """A server of two NPUs: two nodes of it are a world of four workers, which two cores can bear."""
+LITTLE = {
+    "LAUNCHER_CPU_PER_NPU": "1",
+    "LAUNCHER_MEMORY_PER_NPU_GIB": "8",
+    "LAUNCHER_RENDEZVOUS_MINUTES": "10",
+}
+"""What this machine, which plays both nodes, lets a user ask for."""
+CHECKOUT = ("Dockerfile", ".dockerignore", "pyproject.toml", "constraints.txt", "jobs", "k8s",
+            "prompts")  # fmt: skip
+"""What the README's lines need of it."""
+
+
+def block(name: str) -> str:
+    """Return the README's block below <!-- NAME -->, as it stands there."""
+    text = (ROOT / "README.md").read_text()
+    [found] = re.findall(rf"^<!-- {name} -->\n```sh\n(.*?)^```$", text, re.M | re.S)
+    return str(found)
 
 
 @dataclass
@@ -44,6 +59,8 @@ class Nodes:
     kubeconfig: Path
     home: Path
     s3: S3
+    values: Mapping[str, str]
+    """What a user puts into the README's block of values."""
     services: dict[str, list[str]] = field(default_factory=dict)
     """Command lines of what was stopped."""
 
@@ -69,6 +86,35 @@ class Nodes:
             )  # fmt: skip
         (self.state / f"{name}.pid").write_text(f"{child.pid}\n")
 
+    def end_containers(self, node: str) -> None:
+        """Kill all that runs on a node, as when its machine is switched off."""
+        for entry in Path("/proc").iterdir():
+            try:
+                words = (entry / "cmdline").read_text()
+            except OSError:
+                continue
+            if "containerd-shim" in words and f"{self.state.resolve()}/{node}/" in words:
+                below = subprocess.run(
+                    ["pgrep", "-P", entry.name], capture_output=True, text=True, check=False
+                ).stdout.split()
+                for pid in (entry.name, *below):
+                    os.kill(int(pid), signal.SIGKILL)
+
+    def label(self, node: str) -> None:
+        """Say which server a node is."""
+        self.kubectl("label", "node", node, f"accelerator-type={SERVER}", "--overwrite")
+
+    def fit_out(self, node: str) -> None:
+        """Give a node that has come anew its NPUs and its label."""
+        wait_for(f"{node} to come", lambda: self.kubectl("get", "node", node, check=False), 60)
+        path = "/status/capacity/huawei.com~1Ascend910"
+        patch = [{"op": "add", "path": path, "value": str(NPUS)}]
+        self.kubectl(
+            "patch", "node", node, "--subresource=status", "--type=json", "-p", json.dumps(patch)
+        )
+        self.label(node)
+        self.kubectl("wait", "--for=condition=Ready", f"node/{node}", "--timeout=90s")
+
     def kubectl(self, *words: str, check: bool = True) -> str:
         """Run kubectl as the administrator, in the runs' namespace."""
         ended = subprocess.run(
@@ -83,7 +129,18 @@ class Nodes:
         return json.loads(self.kubectl("get", *words, "-o", "json"))
 
     def environment(self) -> dict[str, str]:
-        return {**os.environ, **KEYS, "KUBECONFIG": str(self.kubeconfig)}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        own = {"KUBECONFIG": str(self.kubeconfig), "PATH": path, "PS4": "+ $SECONDS s: "}
+        return {**os.environ, **LITTLE, **self.values, **own}
+
+    def run(self, script: str) -> str:
+        """Run lines of the README in the checkout; return all that they print."""
+        ended = subprocess.run(
+            ["bash", "-xeuo", "pipefail", "-c", script], cwd=self.home, env=self.environment(),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+        )  # fmt: skip
+        assert ended.returncode == 0, f"{ended.stdout[-5000:]}\n{self.words()}"
+        return ended.stdout
 
     def launch(self, *words: str, code: int = 0, seconds: float = 600) -> str:
         """Run the launcher as a user types it; return its stdout."""
@@ -96,12 +153,17 @@ class Nodes:
         assert "Traceback" not in ended.stderr, told
         return ended.stdout
 
-    def submit(self, name: str, *words: str) -> None:
-        """Create the Job that the launcher prints, with less memory: nodes share this machine's."""
+    def create(self, name: str, *words: str, change: Callable[[Any, Any], None]) -> None:
+        """Create the Job that the launcher prints, changed as an administrator may change it.
+
+        Args:
+            name: of the run.
+            words: a submission.
+            change: changes the Job's spec and its main container.
+        """
         job = yaml.safe_load(self.launch(*words, "--name", name, "--dry-run", "-o", "yaml"))
         [main] = job["spec"]["template"]["spec"]["containers"]
-        for kind in ("requests", "limits"):
-            main["resources"][kind]["memory"] = MEMORY
+        change(job["spec"], main)
         path = self.home / f"{name}.yaml"
         path.write_text(yaml.safe_dump(job))
         self.kubectl("create", "-f", str(path))
@@ -126,54 +188,22 @@ class Nodes:
         return f"{pods}\n{events[-2500:]}"
 
 
-def alive(pid: int) -> bool:
-    """Say whether a process runs; one that nobody has waited for does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def wait_for(what: str, ask: Callable[[], Any], seconds: float = 180) -> Any:
-    """Return the first true answer."""
-    until = time.monotonic() + seconds
-    while not (found := ask()):
-        assert time.monotonic() < until, f"{what}: not within {seconds:.0f} s"
-        time.sleep(0.3)
-    return found
-
-
-@pytest.fixture(scope="session")
-def archive(
-    tmp_path_factory: pytest.TempPathFactory, missing: Callable[[str, str], NoReturn]
-) -> Iterator[Path]:
-    """Build the image, or find it built, and yield it as a file that a node can import."""
-    scratch = tmp_path_factory.mktemp("archive")
-    with storage(scratch, missing):
-        build(pip_settings(scratch))
-        path = scratch / "image.tar"
-        how = ("--compression-format", "zstd", "--compression-level", "1")
-        buildah("push", "--quiet", *how, TAG, f"oci-archive:{path}:{TAG}")
-    yield path
-    path.unlink()
-
-
 @pytest.fixture(scope="session")
 def nodes(
-    archive: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    missing: Callable[[str, str], NoReturn],
+    tmp_path_factory: pytest.TempPathFactory, missing: Callable[[str, str], NoReturn]
 ) -> Iterator[Nodes]:
+    """Yield a cluster on which the README's lines of an administrator have been run."""
     command = os.environ.get("NODES_COMMAND", "")
     assets = Path(os.environ.get("KUBEBUILDER_ASSETS", ""))
     if not command:
         missing("e2e", "NODES_COMMAND names no program that makes a cluster with real nodes")
-    for program in ("containerd", "ctr", "runc", "kubectl", "gcc"):
+    for program in ("containerd", "runc", "kubectl", "gcc"):
         if shutil.which(program) is None:
             missing("e2e", f"real nodes need {program}")
     if not (assets / "versitygw").exists():
         missing("e2e", f"KUBEBUILDER_ASSETS={assets} has no versitygw")
-    state = tmp_path_factory.mktemp("nodes")
+    state, scratch = tmp_path_factory.mktemp("nodes"), tmp_path_factory.mktemp("build")
+    home = checkout(tmp_path_factory.mktemp("home"))
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, state, ignore_errors=True)  # nodes unpack the image
         stack.callback(subprocess.run, [command, "down", state], check=False)
@@ -182,18 +212,42 @@ def nodes(
             stdout=subprocess.PIPE, text=True, check=True,
             env={**os.environ, "NODE_NPUS": str(NPUS)},
         )  # fmt: skip
-        for number in range(NODES):
-            ctr = ["ctr", "--address", state / f"containerd-{number}.sock", "-n", "k8s.io"]
-            subprocess.run(
-                [*ctr, "images", "import", archive], check=True, stdout=subprocess.DEVNULL
-            )
-        home = tmp_path_factory.mktemp("home")
         s3 = S3(assets / "versitygw", tmp_path_factory.mktemp("s3"))
         s3.start()
         stack.callback(s3.stop)
-        found = Nodes(state, Path(up.stdout.split()[-1]), home, s3)
-        install(found)
+        graph = stack.enter_context(storage(scratch, missing))
+        registry = Registry(graph.parent / "registry")
+        stack.callback(registry.stop)
+        insecure = f'[[registry]]\nlocation = "{registry.address}"\ninsecure = true\n'
+        (scratch / "registries.conf").write_text(insecure)
+        stack.enter_context(pytest.MonkeyPatch.context()).setenv(
+            "CONTAINERS_REGISTRIES_CONF", str(scratch / "registries.conf")
+        )
+        values = KEYS | {
+            "BUILDER": "buildah",
+            "BUILD_ARGS": " ".join(arguments(scratch)[1]),
+            "IMAGE": f"{registry.address}/team/jobs:0.1.0",
+            "STORE": "s3://runs/e2e",
+            "ENDPOINT": s3.endpoint,
+            "SERVER": SERVER,
+        }
+        found = Nodes(state, Path(up.stdout.split()[-1]), home, s3, values)
+        for number in range(NODES):
+            found.label(f"node-{number}")
+        print(found.run(block("install")))
+        buildah("rmi", values["IMAGE"])  # its layers stay: TAG of the same is made of them
+        prune()
         yield found
+
+
+def checkout(folder: Path) -> Path:
+    """Copy what a user has checked out, and return where it is."""
+    for name in CHECKOUT:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name)
+        else:
+            shutil.copy2(ROOT / name, folder / name)
+    return folder
 
 
 class S3:
@@ -226,19 +280,24 @@ class S3:
             return probe.connect_ex((PODS_HOST, self.port)) == 0
 
 
-def install(nodes: Nodes) -> None:
-    """Do what the README has an administrator do once, and a user write into launcher.toml."""
-    nodes.kubectl("apply", "-k", str(ROOT / "k8s"))
-    literals = [f"--from-literal={key}={value}" for key, value in KEYS.items()]
-    nodes.kubectl("create", "secret", "generic", "store-keys", *literals)
-    for number in range(NODES):
-        label = f"accelerator-type={SERVER}"
-        nodes.kubectl("label", "node", f"node-{number}", label, "--overwrite")
-    settings = {
-        "backend": "kubernetes", "namespace": NAMESPACE, "image": TAG, "store": "s3://runs/e2e",
-        "store_endpoint": nodes.s3.endpoint, "store_secret": "store-keys",
-        "server": SERVER, "service_account": "job",
-        "cpu_per_npu": 1, "memory_per_npu_gib": 13, "rendezvous_minutes": 10,
-    }  # fmt: skip
-    lines = (f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
-    (nodes.home / "launcher.toml").write_text("".join(lines))
+@pytest.fixture(scope="module")
+def calm(nodes: Any) -> Calm:
+    return Calm(nodes)
+
+
+@pytest.fixture
+def start(nodes: Any, request: pytest.FixtureRequest) -> Any:
+    made: list[Run] = []
+
+    def begin(*words: str, change: Change | None = None) -> Run:
+        # The parameters tell the tests apart, so it is the words before them that are cut.
+        test, _, parameters = request.node.name.removeprefix("test_").lower().partition("[")
+        name = re.sub(r"[^a-z0-9]+", "-", f"{test[:24]}-{parameters}").strip("-")
+        made.append(Run(nodes, name, words or TWO, change))
+        return made[-1]
+
+    yield begin
+    for run in made:
+        nodes.kubectl(
+            "delete", "job", run.name, "--ignore-not-found", "--force", "--grace-period=0"
+        )

@@ -6,133 +6,15 @@ what `status` said meanwhile.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 import signal
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from conftest import NODES, NPUS, wait_for
-
-from jobs import layout
+from running import ONE, TWO, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1200)]
-
-STEPS, SAVE_EVERY = 100, 10
-SPEC = (
-    "--model", "tiny", "--data", "tiny", "--set", "precision=fp32", "--set", "resolution=128",
-    "--set", f"steps={STEPS}", "--set", f"save_every={SAVE_EVERY}", "--set", "log_every=1",
-    "--set", "validation_prompts=[]",
-)  # fmt: skip
-TWO = ("submit", "train", "--npus", str(NPUS), "--nodes", str(NODES), *SPEC)
-ONE = ("submit", "train", "--npus", "1", *SPEC)
-
-
-class Run:
-    """A run on the cluster, seen from this machine, on which its containers' processes are."""
-
-    def __init__(self, nodes: Any, name: str, bucket: Path, submit: tuple[str, ...] = TWO) -> None:
-        self.nodes, self.name = nodes, name
-        self.store = bucket / "e2e" / name
-        nodes.submit(name, *submit)
-
-    def committed(self) -> int:
-        found = [
-            layout.step_of(path.parent.name)
-            for path in (self.store / layout.CHECKPOINTS).glob("*/COMMITTED")
-        ]
-        return max((step for step in found if step is not None), default=0)
-
-    def train_on(self, more: int = 1) -> int:
-        """Wait until there are that many more commits; return the newest step."""
-        want = self.committed() + more * SAVE_EVERY
-        wait_for(f"a commit of step {want}", lambda: self.committed() >= want, 300)
-        return self.committed()
-
-    def processes(self, program: str, index: int) -> list[int]:
-        """Return the processes of one pod that run a module of ours or of MindSpore's."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-                variables = (entry / "environ").read_bytes().split(b"\0")
-            except (OSError, ValueError):
-                continue
-            own = {f"JOB_RUN={self.name}".encode(), f"JOB_COMPLETION_INDEX={index}".encode()}
-            if program.encode() in words and own <= set(variables):
-                found.append(int(entry.name))
-        return sorted(found)
-
-    def kill(self, program: str, index: int) -> None:
-        """Kill the last one: of two workers that of the higher rank."""
-        os.kill(self.processes(program, index)[-1], signal.SIGKILL)
-
-    def uid(self, index: int) -> str:
-        """Return the uid of the newest pod of an index: failed ones stay beside it."""
-        label = "batch.kubernetes.io/job-completion-index"
-        rows = [row["metadata"] for row in self.nodes.pods(self.name)]
-        mine = [row for row in rows if row["labels"][label] == str(index)]
-        return max(mine, key=lambda row: row["creationTimestamp"])["uid"] if mine else ""
-
-    def end(self, seconds: float = 600) -> dict[str, Any]:
-        """Wait for success; return what `status` says."""
-        self.tell()
-        self.nodes.launch("logs", self.name, "-f", seconds=seconds)
-        found = self.tell()
-        assert found["state"] == "succeeded", found
-        return found
-
-    def tell(self) -> dict[str, Any]:
-        """Return what `status` says, and print it."""
-        found: dict[str, Any] = self.nodes.status(self.name)
-        print(f"{self.name}: {found['state']}: {found.get('reason')}")
-        return found
-
-    def state(self) -> str:
-        folder = self.store / layout.CHECKPOINTS / layout.step_name(STEPS)
-        return hashlib.sha256((folder / "state.safetensors").read_bytes()).hexdigest()
-
-
-class Calm(dict[tuple[str, ...], str]):
-    """The final state of an undisturbed run, by the words that submit it; made when asked for."""
-
-    def __init__(self, nodes: Any) -> None:
-        super().__init__()
-        self.nodes = nodes
-
-    def __missing__(self, words: tuple[str, ...]) -> str:
-        run = Run(self.nodes, f"calm-{len(self)}", self.nodes.bucket, words)
-        run.end()
-        self[words] = run.state()
-        return self[words]
-
-
-@pytest.fixture(scope="module")
-def calm(nodes: Any) -> Calm:
-    return Calm(nodes)
-
-
-@pytest.fixture
-def start(nodes: Any, request: pytest.FixtureRequest) -> Any:
-    made: list[Run] = []
-
-    def begin(*words: str) -> Run:
-        # The parameters tell the tests apart, so it is the words before them that are cut.
-        test, _, parameters = request.node.name.removeprefix("test_").lower().partition("[")
-        name = re.sub(r"[^a-z0-9]+", "-", f"{test[:24]}-{parameters}").strip("-")
-        made.append(Run(nodes, name, nodes.bucket, words or TWO))
-        return made[-1]
-
-    yield begin
-    for run in made:
-        nodes.kubectl(
-            "delete", "job", run.name, "--ignore-not-found", "--force", "--grace-period=0"
-        )
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -162,22 +44,6 @@ def test_killed_process_costs_its_pod_alone(
     run.end()
     assert run.uid(1 - index) == other
     assert run.state() == calm[TWO]
-
-
-def test_too_little_memory_is_told_as_memory(nodes: Any) -> None:
-    name = "little"
-    job = yaml.safe_load(nodes.launch(*ONE, "--name", name, "--dry-run", "-o", "yaml"))
-    [main] = job["spec"]["template"]["spec"]["containers"]
-    for kind in ("requests", "limits"):
-        main["resources"][kind]["memory"] = "300Mi"
-    job["spec"]["backoffLimitPerIndex"] = 0
-    (nodes.home / "little.yaml").write_text(yaml.safe_dump(job))
-    nodes.kubectl("create", "-f", str(nodes.home / "little.yaml"))
-    found = wait_for("the end", lambda: (s := nodes.status(name))["state"] == "failed" and s, 300)
-    words = str(found).lower()
-    assert "137" in words or "oom" in words, found
-    assert "memory" in words, found
-    nodes.kubectl("delete", "job", name)
 
 
 def test_drained_pod_goes_on_elsewhere(start: Any, calm: Any, nodes: Any) -> None:
@@ -238,22 +104,43 @@ def test_api_server_that_is_away_for_a_minute_costs_nothing(
     assert run.state() == calm[TWO]
 
 
-@pytest.mark.parametrize(
-    ("flags", "told"),
-    [
-        (("--image", "localhost/no-such:1"), "no-such"),
-        (("--store-secret", "no-such-keys"), "no-such-keys"),
-    ],
-)
-def test_what_is_missing_is_named(
-    start: Any, nodes: Any, flags: tuple[str, ...], told: str
+def test_a_node_that_is_gone_for_good_costs_what_was_not_committed(
+    start: Any, calm: Any, nodes: Any
 ) -> None:
-    run = start(*ONE, *flags)
-    found = wait_for(
-        "the reason", lambda: (s := nodes.status(run.name)) and told in str(s) and s, 120
-    )
-    assert found["state"] == "pending", found
-    nodes.launch("cancel", run.name, "--now")
+    run = start(*ONE)
+    run.train_on()
+    [pod] = nodes.pods(run.name)
+    node = pod["spec"]["nodeName"]
+    number = int(node.removeprefix("node-"))
+    nodes.stop_service(f"kubelet-{number}")
+    nodes.stop_service(f"containerd-{number}")
+    nodes.end_containers(node)
+    try:
+        run.says(node, "not ready", seconds=180)
+        before = run.committed()
+        nodes.kubectl("delete", "node", node)
+        run.says("node", "gone", seconds=180)
+        run.end()
+        assert run.committed() > before
+        assert [row["spec"]["nodeName"] for row in nodes.pods(run.name)] != [node]
+    finally:
+        nodes.start_service(f"containerd-{number}")
+        nodes.start_service(f"kubelet-{number}")
+        nodes.fit_out(node)
+    assert run.state() == calm[ONE]
+
+
+def test_cancel_of_a_run_that_waits_for_a_node_leaves_nothing(start: Any, nodes: Any) -> None:
+    names = ("node-0", "node-1")
+    nodes.kubectl("cordon", *names)
+    try:
+        run = start()
+        run.says("pending", "cordon")
+        nodes.launch("cancel", run.name)
+        wait_for("the pods' end", lambda: not nodes.pods(run.name), 30)
+    finally:
+        nodes.kubectl("uncordon", *names)
+    assert not run.store.exists()
 
 
 @pytest.mark.parametrize("phase", ["starting", "training"])
@@ -261,42 +148,37 @@ def test_cancel_ends_all_pods_and_keeps_what_is_committed(
     start: Any, nodes: Any, phase: str
 ) -> None:
     run = start()
-    ready: dict[str, Callable[[], Any]] = {
-        "starting": lambda: run.processes("jobs.runtime", 0),
-        "training": lambda: run.committed() >= SAVE_EVERY,
-    }
-    wait_for(phase, ready[phase])
+    if phase == "training":
+        run.train_on()
+    else:
+        wait_for(phase, lambda: run.processes("jobs.runtime", 0), 120)
     before = run.committed()
     began = time.monotonic()
     nodes.launch("cancel", run.name)
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 60 + 20, "longer than the grace period, and its way out"
     wait_for("the pods' end", lambda: not nodes.pods(run.name), 60)
     assert not run.processes("jobs.worker", 0) + run.processes("jobs.worker", 1)
     assert run.committed() >= before
     if phase == "training":
-        assert run.committed() > before or run.committed() % SAVE_EVERY
+        assert run.committed() > before, "a step between two checkpoints was not committed"
 
 
-def test_start_and_stop_are_quick(start: Any, nodes: Any) -> None:
-    """From the container's start to msrun's, and from SIGTERM to the end."""
+def test_cancel_while_the_store_is_away_keeps_what_is_committed(
+    start: Any, calm: Any, nodes: Any
+) -> None:
     run = start(*ONE)
-    wait_for("msrun", lambda: run.processes("mindspore.parallel.cluster.run", 0))
-    [supervisor] = run.processes("jobs.runtime", 0)[:1]
-    [msrun] = run.processes("mindspore.parallel.cluster.run", 0)[:1]
-    assert age_of(supervisor) - age_of(msrun) <= 3
     run.train_on()
-    [pod] = nodes.pods(run.name)
-    began = time.monotonic()
-    nodes.kubectl("delete", "pod", pod["metadata"]["name"], "--wait=false")
-    wait_for("the end", lambda: not Path(f"/proc/{supervisor}").exists(), 60)
-    took = time.monotonic() - began
-    log = (run.store / "logs" / "node-0").glob("*.log")
-    text = "".join(path.read_text() for path in log)
-    spent = sum(float(s) for s in re.findall(r"(?:saved|committed)=.*seconds=([\d.]+)", text)[-2:])
-    assert took <= spent + 2, (took, spent)
-
-
-def age_of(pid: int) -> float:
-    """Return how long a process has lived, in seconds."""
-    ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    nodes.s3.stop()
+    try:
+        # All steps are done, and wait to be sent.
+        wait_for("the workers' end", lambda: not run.processes("jobs.worker", 0), 300)
+        assert run.processes("jobs.sync", 0)
+        before = run.committed()
+        nodes.launch("cancel", run.name)
+        wait_for("the pods' end", lambda: not nodes.pods(run.name), 60)
+    finally:
+        nodes.s3.start()
+    assert run.committed() == before
+    nodes.launch(*ONE, "--name", run.name)
+    run.end()
+    assert run.state() == calm[ONE]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import pytest
-from building import ROOT, TAG, build, buildah, config_of, layer_bytes, pip_settings, storage
+from building import ROOT, TAG, build, buildah, config_of, layer_bytes, storage
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -66,7 +66,7 @@ def image(
 ) -> Iterator[Image]:
     scratch = tmp_path_factory.mktemp("image")
     with storage(scratch, missing) as graph:
-        base = build(pip_settings(scratch))
+        base = build(scratch)
         container = buildah("from", "--pull-never", TAG)
         try:
             sizes = layer_bytes(graph, TAG)[len(layer_bytes(graph, base)) :]

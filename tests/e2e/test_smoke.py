@@ -1,59 +1,91 @@
-"""From nothing to pictures on real nodes: the image, two pods that train as one world, infer."""
+"""From nothing to pictures on real nodes: the README's lines, then two pods that train as one.
+
+What the `nodes` fixture has run is a part of it: building, pushing, installing.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NODES, NPUS
+from conftest import LAUNCHER, block
+from running import NODES, NPUS, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 TRAIN = (
     "submit", "train", "--npus", str(NPUS), "--nodes", str(NODES), "--model", "tiny",
-    "--data", "tiny", "--set", "precision=fp32", "--set", "resolution=128", "--set", "steps=20",
-    "--set", "save_every=10", "--set", "validation_prompts=[]", "--set", "log_every=1",
+    "--data", "tiny", "--steps", "20", "--save-every", "10", "--set", "log_every=1",
+    "--set", "validation_prompts=[]",
 )  # fmt: skip
 
 
-def test_the_cluster_is_fit_for_runs_of_this_size(nodes: Any) -> None:
-    found = json.loads(nodes.launch("doctor", "--pod", "--json", code=78))
-    wrong = {row["check"]: row["text"] for row in found["checks"] if row["state"] == "fail"}
-    assert wrong.keys() == {"settings"}, wrong  # enough memory for the tiny model, not for SDXL
-    assert "memory_per_npu_gib 13: " in wrong["settings"]
+@pytest.fixture(scope="module")
+def first(nodes: Any) -> str:
+    """Run the README's lines of the first run; return all that they print."""
+    return str(nodes.run(block("first")))
+
+
+def test_the_readme_asks_for_the_values_that_its_lines_use(nodes: Any) -> None:
+    assert set(re.findall(r"^(\w+)=", block("values"), re.M)) == set(nodes.values)
+
+
+def test_from_zero_to_the_first_run(nodes: Any, first: str) -> None:
+    assert re.search(r"^ok +pod +s3://runs/e2e from a pod on node-", first, re.M)
+    assert not re.search(r"^fail ", first, re.M)
+    assert re.search(r"step=60/60", first)
+    assert re.search(r"^state +succeeded: its results are committed", first, re.M)
+
+
+def test_what_is_fetched_is_what_the_bucket_holds(nodes: Any, first: str) -> None:
+    stored = sorted((nodes.bucket / "e2e" / "first-pictures" / "images").glob("*.png"))
+    fetched = nodes.home / "results" / "pictures" / "images"
+    assert len(stored) >= 2
+    for path in stored:
+        assert path.read_bytes().startswith(b"\x89PNG")
+        assert path.read_bytes() == (fetched / path.name).read_bytes()
+    [run] = [path for path in (nodes.home / "results").iterdir() if path.name != "pictures"]
+    assert [*run.glob("checkpoints/step-*60/pytorch_lora_weights.safetensors")]
+    assert "step-00000060" in nodes.launch("ckpt", "verify", run.name)
+
+
+def test_runs_are_listed_and_reported(nodes: Any, first: str) -> None:
+    rows = {row["name"]: row["state"] for row in json.loads(nodes.launch("list", "--json"))}
+    assert rows.pop("first-pictures") == "succeeded"
+    [(run, state)] = rows.items()
+    assert state == "succeeded"
+    for name in ("first-pictures", run):
+        nodes.launch("report", name)
+        assert (nodes.home / f"report-{name}" / "index.html").stat().st_size > 10_000
 
 
 @pytest.fixture(scope="module")
-def trained(nodes: Any) -> Any:
-    nodes.submit("smoke", *TRAIN)
-    return nodes
+def world(nodes: Any) -> Path:
+    """Train over two nodes and follow the log; return it."""
+    nodes.launch(*TRAIN, "--name", "world")
+    log: Path = nodes.home / "world.log"
+    with log.open("wb") as out:
+        follower = subprocess.Popen(
+            [LAUNCHER, "logs", "world", "-f"], cwd=nodes.home, env=nodes.environment(), stdout=out
+        )
+        try:
+            wait_for("a step in the log", lambda: b" step=1/20" in log.read_bytes(), 600)
+            assert not (nodes.bucket / "e2e" / "world" / "result.json").exists(), "not live"
+            assert follower.wait(600) == 0
+        finally:
+            follower.kill()
+    return log
 
 
-def test_two_pods_train_as_one_world_and_logs_follow(trained: Any) -> None:
-    shown = trained.launch("logs", "smoke", "-f", seconds=900)
+def test_two_pods_train_as_one_world_and_logs_follow(nodes: Any, world: Path) -> None:
+    shown = world.read_text()
     assert "node-0 | " in shown
     assert "node-1 | " in shown
     assert "step=20/20" in shown
-    assert {row["spec"]["nodeName"] for row in trained.pods("smoke")} == {"node-0", "node-1"}
-    found = trained.status("smoke")
+    assert {row["spec"]["nodeName"] for row in nodes.pods("world")} == {"node-0", "node-1"}
+    found = nodes.status("world")
     assert found["state"] == "succeeded", found
-
-
-def test_pictures_are_painted_with_what_was_trained(trained: Any) -> None:
-    (trained.home / "prompts.txt").write_text("a red circle\na blue square\n")
-    words = ("submit", "infer", "--model", "tiny", "--lora", "smoke", "--prompts", "prompts.txt")
-    words += ("--npus", "1", "--set", "precision=fp32", "--name", "paint", "--wait")
-    trained.launch(*words, "--set", "width=128", "--set", "height=128", "--set", "steps=2",
-                   seconds=900)  # fmt: skip
-    trained.launch("fetch", "paint", "here")
-    pictures = sorted(trained.home.glob("here/**/*.png"))
-    assert len(pictures) >= 2
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
-
-
-def test_what_was_committed_is_verified_and_told(trained: Any) -> None:
-    assert "step-00000020" in trained.launch("ckpt", "verify", "smoke")
-    trained.launch("report", "smoke", "paint")
-    rows = trained.launch("list", "--json")
-    assert {"smoke", "paint"} <= {row["name"] for row in json.loads(rows)}
