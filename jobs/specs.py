@@ -26,6 +26,10 @@ SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 """Attention projections, the modules that diffusers' SDXL LoRA script trains in the UNet."""
 
+NEAR_1 = 0.99999
+"""Largest decay: what is nearer to 1 loses itself in fp32, whose steps below 1 are 6e-8, and 1
+itself would divide 0 by 0 in AdamW's bias correction."""
+
 INLINE_PROMPT_BYTES = 64 * 1024
 """Prompts past this travel through the store: Linux limits one environment string to 128 KiB."""
 
@@ -86,18 +90,19 @@ class TrainSpec(Frozen):
     """Steps in which the learning rate rises linearly."""
     weight_decay: float = Field(1e-2, ge=0, le=1)
     """Decoupled weight decay of AdamW."""
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta1: float = Field(0.9, ge=0, le=NEAR_1)
     """Decay of AdamW's mean of gradients."""
-    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, le=NEAR_1)
     """Decay of AdamW's mean of squared gradients."""
     adam_epsilon: float = Field(1e-8, gt=0, le=1)
-    """Added to AdamW's divisor."""
-    max_grad_norm: float = Field(1.0, gt=0)
+    """Added to AdamW's divisor; at least 1e-16, since fp32 has no room for the squares of what is
+    smaller, and a weight without a gradient would be 0 divided by 0."""
+    max_grad_norm: float = Field(1.0, ge=1e-6, le=1e30)
     """Gradients whose global L2 norm is larger are scaled down to it."""
-    ema_decay: float = Field(0.0, ge=0, lt=1)
+    ema_decay: float = Field(0.0, ge=0, le=NEAR_1)
     """Decay of a moving average of the weights (vanilla), which is what is painted with and saved
     as the result; 0 keeps none. It takes 4 bytes a weight."""
-    snr_gamma: float | None = Field(None, gt=0)
+    snr_gamma: float | None = Field(None, ge=1e-3, le=1e6)
     """Min-SNR weighting of the loss: limit of the signal-to-noise ratio, such as 5; none weighs
     all time steps the same."""
     noise_offset: float = Field(0.0, ge=0, le=1)
@@ -110,10 +115,11 @@ class TrainSpec(Frozen):
     needs, such as 0.1."""
     lora_rank: int = Field(4, ge=1, le=512)
     """Rank of the LoRA matrices; the size of the result grows with it."""
-    lora_alpha: float = Field(4.0, gt=0)
+    lora_alpha: float = Field(4.0, ge=1e-3, le=1e4)
     """The LoRA update is scaled by alpha / rank."""
-    lora_dropout: float = Field(0.0, ge=0, lt=1)
-    """Part of the inputs of the LoRA matrices that is left out in training."""
+    lora_dropout: float = Field(0.0, ge=0, le=0.99)
+    """Part of the inputs of the LoRA matrices that is left out in training, in steps of
+    1 / 4091: from 0.001, or 0 for none."""
     lora_targets: tuple[Annotated[str, Field(min_length=1)], ...] = LORA_TARGETS
     """Linear modules of the UNet that get LoRA matrices, by the end of their names."""
     recompute: bool = False
@@ -158,6 +164,15 @@ class TrainSpec(Frozen):
             wrong.append(f"ema_decay is for method vanilla, not {self.method}")
         if self.method == "vanilla" and self.lora_dropout:
             wrong.append("lora_dropout is for the LoRA methods, not vanilla")
+        rates = (self.learning_rate, self.text_encoder_learning_rate or 1.0, self.adam_epsilon)
+        names = ("learning_rate", "text_encoder_learning_rate", "adam_epsilon")
+        wrong += [
+            f"{name} ({value:g}) is below 1e-16, which fp32 loses"
+            for name, value in zip(names, rates, strict=True)
+            if value < 1e-16
+        ]
+        if 0 < self.lora_dropout < 0.001:
+            wrong.append(f"lora_dropout ({self.lora_dropout:g}) is below 0.001; set 0 for none")
         if self.method != "lora-te" and self.text_encoder_learning_rate is not None:
             wrong.append(f"text_encoder_learning_rate is for method lora-te, not {self.method}")
         if not self.lora_targets:

@@ -11,7 +11,7 @@ import pytest
 ms = pytest.importorskip("mindspore", reason="MindSpore is not installed (extra: cpu)")
 from mindspore import nn, ops  # noqa: E402
 
-from jobs import lora  # noqa: E402
+from jobs import lora, specs  # noqa: E402
 from jobs.dropout import Dropout, new_key  # noqa: E402
 from jobs.errors import BadSpec  # noqa: E402
 from jobs.step import Outcome, Scalars, TrainStep  # noqa: E402
@@ -73,22 +73,31 @@ def build(*, text: bool = False, **given: Any) -> tuple[Line, TrainStep]:
 class AdamW:
     """Clipped AdamW in float64, written from the paper (arXiv 1711.05101, algorithm 2)."""
 
-    def __init__(self, *, text: bool) -> None:
+    def __init__(
+        self,
+        *,
+        text: bool,
+        betas: tuple[float, float] = (BETA1, BETA2),
+        epsilon: float = EPSILON,
+        x: np.ndarray = X,
+    ) -> None:
+        self.betas, self.epsilon, self.x = betas, epsilon, x
         self.w = [START.astype(np.float64), TEXT_START.astype(np.float64)]
         self.average = self.w[0].copy()
         self.m, self.v = np.zeros((2, 3)), np.zeros((2, 3))
         self.text = text
 
     def step(self, t: int) -> tuple[float, float]:
-        residual = (self.w[0] + self.w[1]) * X - TARGET
-        g = (2 * residual * X).sum(0) / X.size
+        (beta1, beta2), x = self.betas, self.x
+        residual = (self.w[0] + self.w[1]) * x - TARGET
+        g = (2 * residual * x).sum(0) / x.size
         count = 1 + self.text
         norm = float(np.linalg.norm(np.tile(g, count)))
         g = g * min(1.0, CLIP / (norm + 1e-6))
         for which in range(count):
-            m = self.m[which] = BETA1 * self.m[which] + (1 - BETA1) * g
-            v = self.v[which] = BETA2 * self.v[which] + (1 - BETA2) * g * g
-            update = (m / (1 - BETA1**t)) / (np.sqrt(v / (1 - BETA2**t)) + EPSILON)
+            m = self.m[which] = beta1 * self.m[which] + (1 - beta1) * g
+            v = self.v[which] = beta2 * self.v[which] + (1 - beta2) * g * g
+            update = (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta2**t)) + self.epsilon)
             rate = (LR, TEXT_LR)[which] / t
             self.w[which] = self.w[which] - rate * (update + DECAY * self.w[which])
         decay = average_decay(t)
@@ -121,6 +130,20 @@ def test_step_is_clipped_adamw_with_bias_correction(given: dict[str, Any]) -> No
         assert not np.allclose(reference.average, reference.w[0], rtol=1e-2)
     else:
         assert np.array_equal(step.weights()["w"], net.w.asnumpy())
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_the_bounds_of_the_spec_are_within_fp32(scaled: bool) -> None:
+    x = X.copy()
+    x[:, 1] = 0.0  # a weight without a gradient
+    betas = (specs.NEAR_1, specs.NEAR_1)
+    net, step = build(scaled=scaled, beta1=betas[0], beta2=betas[1], epsilon=1e-16)
+    reference = AdamW(text=False, betas=betas, epsilon=1e-16, x=x)
+    for number in (1, 2, 3):
+        reference.step(number)
+        call(step, number, x=x)
+    assert np.allclose(net.w.asnumpy(), reference.w[0], rtol=1e-2)
+    assert not np.allclose(net.w.asnumpy(), START, rtol=0.05)
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
