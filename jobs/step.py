@@ -162,6 +162,8 @@ class Outcome:
     """Workers that were asked to stop."""
     late: int
     """Workers that saw the time over."""
+    scale: float
+    """Loss scale of this step; an overflow has halved it for the next one."""
 
 
 class TrainStep:
@@ -189,7 +191,7 @@ class TrainStep:
 
         They are taken one by one: a batch may set what its graph reads just before (dropout).
         """
-        last = scalars.packed()
+        last, scale = scalars.packed(), self.scale()
         found: Any = None
         for place, batch in enumerate(batches):
             if self.accumulate == 1:
@@ -199,7 +201,7 @@ class TrainStep:
         if self.accumulate > 1:
             found = self.finish(last)
         loss, norm, stops, late = found.asnumpy().tolist()
-        return Outcome(loss, norm, round(stops), round(late))
+        return Outcome(loss, norm, round(stops), round(late), scale)
 
     def scale(self) -> float:
         """Return the loss scale."""

@@ -133,7 +133,7 @@ def loop(this: Run, done: int, cache: graphs.Graphs) -> None:
     while not ended:
         outcome = once(this, done)
         done += 1
-        check_finite(this.step, spec, done, outcome)
+        check_finite(spec, done, outcome)
         if len(journal.seconds) == 1:
             cache.publish()
         this.outbox.beat(this.worker.rank)
@@ -204,14 +204,14 @@ def scalars(spec: TrainSpec, done: int, *, stop: bool = False, late: bool = Fals
     )
 
 
-def check_finite(step: TrainStep, spec: TrainSpec, done: int, outcome: Outcome) -> None:
-    """Make sure that the step was a step.
+def check_finite(spec: TrainSpec, done: int, outcome: Outcome) -> None:
+    """Make sure that the step was a step, or that a smaller loss scale is left to try.
 
     Raises:
-        Diverged: the loss is not finite, or the gradient is not and no loss scale can cure it.
+        Diverged: the loss is not finite, or the gradient is not with a loss scale of 1 either.
     """
     loss, norm = outcome.loss, outcome.grad_norm
-    if np.isfinite(loss) and (np.isfinite(norm) or (step.scaled and step.scale() > 1.0)):
+    if np.isfinite(loss) and (np.isfinite(norm) or outcome.scale > 1.0):
         return
     what = ("loss", loss) if not np.isfinite(loss) else ("gradient norm", norm)
     raise Diverged(

@@ -11,9 +11,9 @@ import pytest
 ms = pytest.importorskip("mindspore", reason="MindSpore is not installed (extra: cpu)")
 from mindspore import nn, ops  # noqa: E402
 
-from jobs import lora, specs  # noqa: E402
+from jobs import lora, specs, train  # noqa: E402
 from jobs.dropout import Dropout, new_key  # noqa: E402
-from jobs.errors import BadSpec  # noqa: E402
+from jobs.errors import BadSpec, Diverged  # noqa: E402
 from jobs.step import Outcome, Scalars, TrainStep  # noqa: E402
 from jobs.update import Options  # noqa: E402
 
@@ -161,6 +161,37 @@ def test_an_overflow_is_left_out_and_halves_the_scale(accumulate: int) -> None:
     call(step, 3)  # the sums of the step before must be gone
     assert not np.array_equal(net.w.asnumpy(), before)
     assert np.isfinite(net.w.asnumpy()).all()
+
+
+def test_every_loss_scale_down_to_1_is_tried() -> None:
+    """The run ends with the step that overflows at 1, and not one before."""
+    _, step = build(scaled=True)
+    spec = specs.TrainSpec(precision="fp16")
+    step.update.scale.set_data(ms.Tensor(4.0, ms.float32))
+    huge = np.full_like(X, 1e18)  # the squares of the gradient overflow, the loss does not
+    scales = []
+    for number in (1, 2):
+        outcome = call(step, number, x=huge)
+        assert np.isfinite(outcome.loss)
+        assert not np.isfinite(outcome.grad_norm)
+        scales.append(outcome.scale)
+        train.check_finite(spec, number, outcome)
+    outcome = call(step, 3, x=huge)
+    assert [*scales, outcome.scale] == [4.0, 2.0, 1.0]
+    with pytest.raises(Diverged, match=r"step 3: the gradient norm is inf"):
+        train.check_finite(spec, 3, outcome)
+    good = call(step, 4)
+    assert (good.scale, step.scale()) == (1.0, 1.0)
+    train.check_finite(spec, 4, good)
+
+
+def test_without_a_scale_a_step_that_is_not_finite_ends_the_run() -> None:
+    spec = specs.TrainSpec(precision="fp32")
+    for loss, norm in ((1.0, np.inf), (np.nan, 1.0)):
+        with pytest.raises(Diverged, match=r"step 7: the (loss is nan|gradient norm is inf)"):
+            train.check_finite(spec, 7, Outcome(loss, norm, 0, 0, 1.0))
+    with pytest.raises(Diverged, match="loss is inf"):
+        train.check_finite(spec, 7, Outcome(np.inf, np.inf, 0, 0, 2.0**15))
 
 
 def test_a_step_left_out_does_not_count_for_the_bias_correction() -> None:

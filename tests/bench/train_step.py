@@ -114,7 +114,7 @@ def measure_step(place: Path, method: str, count: int, rounds: int) -> bool:
     def ours() -> None:
         number = next(done)
         outcome = train.once(this, number)
-        train.check_finite(step, spec, number + 1, outcome)
+        train.check_finite(spec, number + 1, outcome)
         this.outbox.beat(0)
 
     loops: dict[str, Callable[[], object]] = {
