@@ -27,8 +27,13 @@ def alpha_bars(scheduler: Mapping[str, Any]) -> Floats:
         BadSpec: a noise schedule other than SDXL's kind.
 
     Source: Ho et al. 2020, arXiv 2006.11239, equation 4; `scaled_linear` is linear in sqrt(beta)
-    (Rombach et al. 2022, arXiv 2112.10752, released code).
+    (Rombach et al. 2022, arXiv 2112.10752, released code). With `rescale_betas_zero_snr` the last
+    level is 0: Lin et al. 2023, arXiv 2305.08891, algorithm 1.
     """
+    if scheduler.get("trained_betas") is not None:
+        raise BadSpec(
+            "scheduler: trained_betas is set; only SDXL's kinds of beta_schedule are known"
+        )
     start, end = float(scheduler["beta_start"]), float(scheduler["beta_end"])
     count, kind = int(scheduler["num_train_timesteps"]), scheduler["beta_schedule"]
     if kind == "scaled_linear":
@@ -37,7 +42,11 @@ def alpha_bars(scheduler: Mapping[str, Any]) -> Floats:
         betas = np.linspace(start, end, count, dtype=np.float64)
     else:
         raise BadSpec(f"scheduler: beta_schedule {kind!r} is neither scaled_linear nor linear")
-    return _fp32(np.cumprod(1.0 - betas))
+    levels = np.cumprod(1.0 - betas)
+    if scheduler.get("rescale_betas_zero_snr"):
+        roots = np.sqrt(levels)  # signal, linear in which the last is moved to 0
+        levels = ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2
+    return _fp32(levels)
 
 
 def latents(moments: Floats, noise: Floats, scaling_factor: float) -> Floats:
@@ -86,4 +95,6 @@ def loss_weight(alpha_bar: float, gamma: float | None, prediction: str) -> float
     if gamma is None:
         return 1.0
     snr = alpha_bar / (1.0 - alpha_bar)
+    if prediction == "epsilon" and snr <= gamma:
+        return 1.0  # also in the limit of no signal at all
     return min(snr, gamma) / (snr if prediction == "epsilon" else snr + 1.0)

@@ -27,9 +27,31 @@ def test_signal_levels_of_sdxl() -> None:
     assert np.sqrt((1 - levels[-1]) / levels[-1]) == pytest.approx(14.6146, abs=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["scaled_linear", "linear"])
+@pytest.mark.parametrize("rescaled", [False, True])
+def test_signal_levels_are_those_of_mindones_schedulers(kind: str, rescaled: bool) -> None:
+    diffusers = pytest.importorskip("mindone.diffusers", reason="mindone is not installed")
+    found = {**SDXL, "beta_schedule": kind, "rescale_betas_zero_snr": rescaled}
+    levels = diffusion.alpha_bars(found)
+    assert (levels[-1] == 0) == rescaled
+    for name in ("DDPMScheduler", "DDIMScheduler"):
+        theirs = getattr(diffusers, name).from_config(found).alphas_cumprod.asnumpy()
+        assert np.allclose(levels, theirs, rtol=1e-4, atol=1e-7), name
+
+
+def test_without_any_signal_the_maths_stays_finite() -> None:
+    clean, noise = np.random.default_rng(2).standard_normal((2, 4, 8, 8)).astype(np.float32)
+    assert np.array_equal(diffusion.noisy(clean, noise, 0.0), noise)
+    assert np.array_equal(diffusion.target(clean, noise, 0.0, "v_prediction"), -clean)
+    assert diffusion.loss_weight(0.0, 5.0, "epsilon") == 1
+    assert diffusion.loss_weight(0.0, 5.0, "v_prediction") == 0
+
+
 def test_unknown_schedules_and_predictions_are_refused() -> None:
     with pytest.raises(BadSpec, match="squaredcos"):
         diffusion.alpha_bars({**SDXL, "beta_schedule": "squaredcos_cap_v2"})
+    with pytest.raises(BadSpec, match="trained_betas"):
+        diffusion.alpha_bars({**SDXL, "trained_betas": [0.1, 0.2]})
     with pytest.raises(BadSpec, match="sample"):
         diffusion.target(np.zeros(1), np.zeros(1), 0.5, "sample")  # type: ignore[arg-type]
 
