@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,15 +19,23 @@ from jobs.errors import BadData, BadSpec, Unavailable
 from jobs.pixels import CENTRE, Picture, Place
 from jobs.specs import TrainSpec
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+log = logging.getLogger("jobs.data")
+
+SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".avif",
+    ".ppm", ".tga",
+)  # fmt: skip
+"""Of the pictures of a folder; a row of its metadata may name a file of any."""
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+_SUFFIXES_OF_METADATA = (".jsonl", ".csv", ".parquet")
 
 
 @dataclass(frozen=True, slots=True)
 class Captioned:
     """Captions in memory, pictures where they are."""
 
-    captions: tuple[str, ...]
+    captions: tuple[tuple[str, ...], ...]
+    """Of each picture, one or more: a sample draws one of them."""
     rows: Sequence[Any]
     column: str
 
@@ -89,14 +98,27 @@ def load(spec: TrainSpec, env: Environment) -> Captioned:
     import datasets
 
     table = table.cast_column(spec.image_column, datasets.Image(decode=False))
-    captions = table[spec.caption_column]
+    captions = tuple(_variants(cell) for cell in table[spec.caption_column])
     if len(captions) == 0:
         raise BadData(f"data {spec.data}: there is no picture in it")
-    for index, caption in enumerate(captions):
-        if not isinstance(caption, str) or not caption.strip():
+    for index, variants in enumerate(captions):
+        if not variants or not all(caption.strip() for caption in variants):
             name = table[index][spec.image_column].get("path") or f"row {index}"
             raise BadData(f"{name}: has no caption in column {spec.caption_column!r}")
-    return Captioned(tuple(captions), table, spec.image_column)
+    return Captioned(captions, table, spec.image_column)
+
+
+def _variants(cell: Any) -> tuple[str, ...]:
+    """Return the captions of a cell: a text, or several in a list or array; none if it is neither.
+
+    As the script that is replaced takes them (mindone's and diffusers'
+    train_text_to_image_sdxl.py, `tokenize_captions`).
+    """
+    if isinstance(cell, str):
+        return (cell,)
+    rows = cell.tolist() if hasattr(cell, "tolist") else cell
+    texts = isinstance(rows, list | tuple) and all(isinstance(row, str) for row in rows)
+    return tuple(rows) if texts else ()
 
 
 def _table(spec: TrainSpec, env: Environment) -> Any:
@@ -152,13 +174,14 @@ def _folder(folder: Path, spec: TrainSpec) -> Any:
     """Return the table of an image folder: metadata file, or a text file beside each picture."""
     import datasets
 
-    pictures = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    files = {p for p in folder.rglob("*") if p.is_file()}
+    found = next((folder / name for name in METADATA if (folder / name).is_file()), None)
+    captions = _from_metadata(folder, found, spec) if found else {}
+    pictures = sorted({p for p in files if p.suffix.lower() in SUFFIXES} | captions.keys())
     if not pictures:
         raise BadData(f"data {spec.data}: no picture in it ({', '.join(SUFFIXES)})")
-    found = next((folder / name for name in METADATA if (folder / name).is_file()), None)
-    captions = (
-        _from_metadata(folder, found, spec) if found else {p: _beside(p, spec) for p in pictures}
-    )
+    _tell_others(spec, files - set(pictures), pictures)
+    captions = captions if found else {p: _beside(p, spec) for p in pictures}
     missing = [path for path in pictures if path not in captions]
     if missing:
         raise BadData(
@@ -171,10 +194,31 @@ def _folder(folder: Path, spec: TrainSpec) -> Any:
     return datasets.Dataset.from_dict(columns)
 
 
-def _beside(picture: Path, spec: TrainSpec) -> str:
+def _tell_others(spec: TrainSpec, others: set[Path], pictures: Sequence[Path]) -> None:
+    """Name what lies in the folder and is not trained on.
+
+    Raises:
+        BadData: a file has a caption beside it and is no picture by its suffix.
+    """
+    known = {p.with_suffix("") for p in pictures}
+    texts = {p.with_suffix("") for p in others if p.suffix == ".txt"} - known
+    shown = {p for p in others if p.suffix not in (".txt", *_SUFFIXES_OF_METADATA)}
+    if captioned := sorted(p for p in shown if p.with_suffix("") in texts):
+        raise BadData(
+            f"{captioned[0]}: has a caption and is none of {', '.join(SUFFIXES)}; convert it, or "
+            f"name it in a metadata.jsonl if Pillow reads it"
+        )
+    left = sorted(p for p in (*shown, *(t.with_suffix(".txt") for t in texts)) if p.name[0] != ".")
+    if left:
+        log.info("data=ignored files=%d, as %s", len(left), left[0].relative_to(spec.data))
+
+
+def _beside(picture: Path, spec: TrainSpec) -> list[str]:
+    """Return the lines of the text beside a picture: each is a caption, blank ones are not."""
     text = picture.with_suffix(".txt")
     try:
-        return text.read_text(encoding="utf-8").strip()
+        lines = text.read_text(encoding="utf-8-sig").splitlines()
+        return [line.strip() for line in lines if line.strip()]
     except FileNotFoundError:
         raise BadData(
             f"{picture}: has no caption; put a metadata.jsonl (file_name, {spec.caption_column}) "
@@ -184,7 +228,8 @@ def _beside(picture: Path, spec: TrainSpec) -> str:
         raise BadData(f"{text}: cannot be read as UTF-8 text") from error
 
 
-def _from_metadata(folder: Path, metadata: Path, spec: TrainSpec) -> dict[Path, Any]:
+def _from_metadata(folder: Path, metadata: Path, spec: TrainSpec) -> dict[Path, list[str]]:
+    """Return the captions of each file that is named; several rows of one file are several."""
     import pandas as pd
 
     try:
@@ -201,8 +246,9 @@ def _from_metadata(folder: Path, metadata: Path, spec: TrainSpec) -> dict[Path, 
             raise BadData(
                 f"{metadata}: no column {column!r}; it has {', '.join(map(str, table.columns))}"
             )
-    pairs = zip(table["file_name"], table[spec.caption_column], strict=True)
-    captions = {folder / str(name): caption for name, caption in pairs}
+    captions: dict[Path, list[str]] = {}
+    for name, cell in zip(table["file_name"], table[spec.caption_column], strict=True):
+        captions.setdefault(folder / str(name), []).extend(_variants(cell) or ("",))
     for path in captions:
         if not path.is_file():
             raise BadData(f"{metadata}: names {path.name}, which is not in the folder")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 ORDER, NOISE, TIMESTEP, POSTERIOR, PICTURE, OFFSET, CAPTION, DROPOUT = range(8)
 """Purposes; a new one goes to the end, since the numbers are part of every draw."""
 
-CROP, VIEW = 32, 33
+CROP, VIEW, VARIANT = 32, 33, 34
 """The encoder's and the feed's own; numbers of their own, since no purpose may change its."""
 
 
@@ -84,3 +84,8 @@ def crop_place(seed: int, index: int, number: int) -> tuple[float, float]:
 def view(seed: int, position: int, count: int) -> int:
     """Return which of `count` views of its picture the sample at `position` shows."""
     return int(generator(seed, VIEW, position).integers(count))
+
+
+def variant(seed: int, position: int, count: int) -> int:
+    """Return which of `count` captions of its picture the sample at `position` is shown with."""
+    return int(generator(seed, VARIANT, position).integers(count))

@@ -89,7 +89,8 @@ class Feed:
         spec, seed, encoded = self.spec, self.spec.seed, self.encoded
         index = draws.sample_index(seed, position, encoded.count)
         view = draws.view(seed, position, encoded.views)
-        moments, time_ids, text, text_2 = encoded.row(index, view)
+        variant = draws.variant(seed, position, encoded.variants(index))
+        moments, time_ids, text, text_2 = encoded.row(index, view, variant)
         shape = (moments.shape[0] // 2, *moments.shape[1:])
         clean = diffusion.latents(
             moments, draws.posterior_noise(seed, position, shape), self.scaling

@@ -13,6 +13,7 @@ import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +55,24 @@ class Encoded:
     """Crops and mirror images of each picture."""
     samples: str = ""
     """What each sample is, picture and caption, SAMPLE_HEX digits of its digest after another."""
+    bounds: tuple[int, ...] = ()
+    """Row of each sample's first caption, and the number of captions behind; none where each
+    sample has one."""
 
-    def row(self, index: int, view: int) -> tuple[Array, Array, Array, Array]:
-        """Return what a step needs of sample `index`, its picture seen in crop `view`.
+    def variants(self, index: int) -> int:
+        """Return how many captions sample `index` has."""
+        return self.bounds[index + 1] - self.bounds[index] if self.bounds else 1
+
+    def row(self, index: int, view: int, variant: int = 0) -> tuple[Array, Array, Array, Array]:
+        """Return what a step needs of sample `index`, in crop `view`, with caption `variant`.
 
         Returns:
             moments (mean and log variance, [2C, h, w] fp32), time_ids [6] fp32, and either
             embeddings [77, d] fp32 and pooled embedding [p] fp32, or the token ids of both
             encoders, [77] int32 each, where the encoders are trained.
         """
-        picture, caption = self.pictures.row(index * self.views + view), self.captions.row(index)
+        picture = self.pictures.row(index * self.views + view)
+        caption = self.captions.row((self.bounds[index] if self.bounds else index) + variant)
         return picture["moments"], picture["time_ids"], caption["text"], caption["text_2"]
 
 
@@ -81,13 +90,14 @@ def encode(
     cache = Cache.open(env, gang)
     pictures, captions, samples = _keys(captioned, folder, spec, env, gang)
     views = len(maker.places(0)) * (2 if spec.flip else 1)
-    count = len(captioned.captions)
+    count, texts = len(captioned.captions), len(maker.texts)
     encoded = Encoded(
         pictures=cache.shelve(pictures, SHARD * views, maker.pictures),
         captions=cache.shelve(captions, SHARD, maker.captions),
         count=count,
         views=views,
         samples=samples,
+        bounds=_bounds(captioned),
     )
     tallies = gang.exchange("tally", asdict(cache.tally))
     found, made, size = (sum(row[name] for row in tallies) for name in ("found", "made", "bytes"))
@@ -95,7 +105,7 @@ def encode(
     numbers = (state, found, made, views, size // count)
     log.info("latents=%s shards_found=%d made=%d views=%d bytes_per_picture=%d", *numbers)
     if long := encoded.captions.fact("long"):
-        told = (long, count, model.TOKENS)
+        told = (long, texts, model.TOKENS)
         log.warning("captions=long count=%d of=%d: what is past %d tokens is not read", *told)
     return encoded
 
@@ -109,6 +119,11 @@ class _Maker:
     kind: Any
     spec: TrainSpec
     gang: Gang
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """All captions, those of a picture after another."""
+        return _texts(self.captioned)
 
     @cached_property
     def vae(self) -> Any:
@@ -152,9 +167,9 @@ class _Maker:
     def captions(self, shard: int) -> Shard:
         """Return embeddings, or token ids where the encoders are trained, of a shard's captions."""
         rows, long = [], 0
-        for index in _samples(shard, len(self.captioned.captions)):
+        for index in _samples(shard, len(self.texts)):
             self.gang.go_on()
-            caption = self.captioned.captions[index]
+            caption = self.texts[index]
             long += model.is_long(self.tokenizers, caption)
             if self.spec.method == "lora-te":
                 rows.append(model.token_ids(self.tokenizers, caption))
@@ -169,6 +184,15 @@ def _bounded(moments: Array) -> Array:
     """Return moments [2C, h, w] with the log variance in the range that is used of it."""
     mean, log_variance = np.split(moments, 2)
     return np.concatenate([mean, np.clip(log_variance, -30.0, 20.0)])  # as diffusion.latents
+
+
+def _bounds(captioned: Captioned) -> tuple[int, ...]:
+    counts = [len(variants) for variants in captioned.captions]
+    return tuple(accumulate(counts, initial=0)) if max(counts) > 1 else ()
+
+
+def _texts(captioned: Captioned) -> list[str]:
+    return [text for variants in captioned.captions for text in variants]
 
 
 def _samples(shard: int, count: int) -> range:
@@ -218,18 +242,20 @@ def _keys(
         "text": {name: digest for name, digest in parts.items() if not name.startswith("vae/")},
         "precision": "ids" if trained_text else spec.precision,
     }
-    pictures, captions = [], []
+    pictures = []
     for shard in range(-(-count // SHARD)):
         rows = _samples(shard, count)
         drawn = [spec.seed, rows[0]] if spec.crop == "random" else None
         own = {"pictures": [bytes_[index] for index in rows], "drawn": drawn}
         pictures.append(content_key(of_pictures | own))
-        captions.append(
-            content_key(of_captions | {"captions": [captioned.captions[index] for index in rows]})
-        )
+    texts = _texts(captioned)
+    captions = [
+        content_key(of_captions | {"captions": texts[start : start + SHARD]})
+        for start in range(0, len(texts), SHARD)
+    ]
     samples = "".join(
-        content_key({"picture": digest, "caption": caption})[:SAMPLE_HEX]
-        for digest, caption in zip(bytes_, captioned.captions, strict=True)
+        content_key({"picture": digest, "caption": own[0] if len(own) == 1 else own})[:SAMPLE_HEX]
+        for digest, own in zip(bytes_, captioned.captions, strict=True)
     )
     return pictures, captions, samples
 

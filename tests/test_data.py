@@ -36,7 +36,7 @@ def load(folder: Path | str, env: Environment, **more: object) -> data.Captioned
     return data.load(TrainSpec.model_validate({"data": str(folder), **more}), env)
 
 
-CAPTIONS = tuple(scene.caption for scene in drawings.scenes(3, 0))
+CAPTIONS = tuple((scene.caption,) for scene in drawings.scenes(3, 0))
 
 
 def test_metadata_jsonl(folder: Path, env: Environment) -> None:
@@ -45,16 +45,80 @@ def test_metadata_jsonl(folder: Path, env: Environment) -> None:
 
 def test_metadata_csv(folder: Path, env: Environment) -> None:
     (folder / "metadata.jsonl").unlink()
-    rows = [f'0000{i}.png,"{caption}"' for i, caption in enumerate(CAPTIONS)]
+    rows = [f'0000{i}.png,"{caption}"' for i, (caption,) in enumerate(CAPTIONS)]
     (folder / "metadata.csv").write_text("file_name,text\n" + "\n".join(rows))
     assert load(folder, env).captions == CAPTIONS
 
 
 def test_a_text_file_beside_each_picture(folder: Path, env: Environment) -> None:
     (folder / "metadata.jsonl").unlink()
-    for i, caption in enumerate(CAPTIONS):
+    for i, (caption,) in enumerate(CAPTIONS):
         (folder / f"0000{i}.txt").write_text(caption + "\n")
     assert load(folder, env).captions == CAPTIONS
+    (folder / "00001.txt").write_text("one\n\n  another \r\n")
+    assert load(folder, env).captions == (CAPTIONS[0], ("one", "another"), CAPTIONS[2])
+    (folder / "00001.txt").write_text(" \n")
+    with pytest.raises(BadData, match=r"00001\.png: has no caption"):
+        load(folder, env)
+
+
+def test_a_picture_may_have_several_captions(folder: Path, env: Environment) -> None:
+    import datasets
+    import pandas as pd
+
+    metadata = folder / "metadata.jsonl"
+    lines = [json.loads(line) for line in metadata.read_text().splitlines()]
+    lines[1]["text"] = ["one", "another"]
+    expected = (CAPTIONS[0], ("one", "another"), CAPTIONS[2])
+    metadata.write_text("\n".join(map(json.dumps, lines)))
+    assert load(folder, env).captions == expected
+    twice = [lines[0], {**lines[1], "text": "one"}, lines[2], {**lines[1], "text": "another"}]
+    metadata.write_text("\n".join(map(json.dumps, twice)))
+    assert load(folder, env).captions == expected
+    for wrong in ([], ["one", " "], ["one", 2], 3):
+        lines[1]["text"] = wrong
+        metadata.write_text("\n".join(map(json.dumps, lines)))
+        with pytest.raises(BadData, match=r"00001\.png: has no caption in column 'text'"):
+            load(folder, env)
+    metadata.unlink()
+    names = [line["file_name"] for line in lines]
+    table = pd.DataFrame({"file_name": names, "text": [list(one) for one in expected]})
+    table.to_parquet(folder / "metadata.parquet")
+    assert load(folder, env).captions == expected
+    rows = {"image": [str(folder / name) for name in names], "text": table["text"].tolist()}
+    set_ = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    set_.to_parquet(str(folder.parent / "set.parquet"))
+    assert load(folder.parent / "set.parquet", env).captions == expected
+
+
+def test_what_is_not_trained_on_is_named(
+    folder: Path, env: Environment, caplog: pytest.LogCaptureFixture
+) -> None:
+    Image.new("RGB", (64, 64), "red").save(folder / "a.tif")
+    (folder / "notes.md").write_text("x")
+    (folder / ".DS_Store").write_text("x")
+    with pytest.raises(BadData, match=r"a\.tif: has no row in .*metadata\.jsonl"):
+        load(folder, env)
+    metadata = folder / "metadata.jsonl"
+    metadata.write_text(metadata.read_text() + '{"file_name": "a.tif", "text": "red"}\n')
+    Image.new("RGB", (64, 64), "red").save(folder / "b.sgi")
+    Image.new("RGB", (64, 64), "red").save(folder / "c.pcx")
+    metadata.write_text(metadata.read_text() + '{"file_name": "b.sgi", "text": "red"}\n')
+    with caplog.at_level("INFO", "jobs.data"):
+        found = load(folder, env)
+    assert [Path(found.name(index)).name for index in (-2, -1)] == ["a.tif", "b.sgi"]
+    assert found.views(4, 64)[0].pixels[:, 0, 0].tolist() == [1, -1, -1]
+    assert "data=ignored files=2, as c.pcx" in caplog.text
+    metadata.unlink()
+    for name in ("00000", "00001", "00002", "a", "c"):
+        (folder / f"{name}.txt").write_text("x")
+    with pytest.raises(BadData, match=r"c\.pcx: has a caption and is none of \.png, "):
+        load(folder, env)
+    (folder / "c.pcx").unlink()
+    caplog.clear()
+    with caplog.at_level("INFO", "jobs.data"):
+        assert len(load(folder, env).captions) == 4
+    assert "data=ignored files=3, as b.sgi" in caplog.text, "and the text of nothing, and the notes"
 
 
 def test_parquet(folder: Path, env: Environment, tmp_path: Path) -> None:

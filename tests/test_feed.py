@@ -28,7 +28,10 @@ class Rows:
 
     count, views = COUNT, 1
 
-    def row(self, index: int, view: int) -> tuple[np.ndarray, ...]:
+    def variants(self, index: int) -> int:
+        return 1
+
+    def row(self, index: int, view: int, variant: int) -> tuple[np.ndarray, ...]:
         mean = np.full((4, SIZE, SIZE), index, np.float32)
         moments = np.concatenate([mean, np.full_like(mean, -30.0)])  # no spread
         ids, text, pooled = (np.full(n, index, np.float32) for n in ((6,), (77, 8), (8,)))
@@ -84,9 +87,9 @@ def test_in_a_run_each_row_is_read_once_and_ahead(folder: Path) -> None:
     class Counted(Rows):
         reads = 0
 
-        def row(self, index: int, view: int) -> tuple[np.ndarray, ...]:
+        def row(self, index: int, view: int, variant: int) -> tuple[np.ndarray, ...]:
             self.reads += 1
-            return super().row(index, view)
+            return super().row(index, view, variant)
 
     rows = Counted()
     spec = TrainSpec(batch_size=2, accumulate=2)
@@ -96,6 +99,30 @@ def test_in_a_run_each_row_is_read_once_and_ahead(folder: Path) -> None:
         feed.inputs(*place)
     feed._reader.shutdown()
     assert rows.reads == 2 * (len(places) + 1)
+
+
+def test_a_caption_is_drawn_for_each_sample_and_nothing_else_goes_by_it(folder: Path) -> None:
+    class Several(Rows):
+        def variants(self, index: int) -> int:
+            return 1 + index % 4
+
+        def row(self, index: int, view: int, variant: int) -> tuple[np.ndarray, ...]:
+            moments, ids, text, pooled = super().row(index, view, variant)
+            return moments, ids, text + 100 * variant, pooled + 100 * variant
+
+    spec = TrainSpec(batch_size=240)
+    found, one = (
+        dict(zip(NAMES, (part.asnumpy() for part in feed.inputs(2)), strict=True))
+        for feed in (Feed(rows(), spec, ALONE, folder) for rows in (Several, Rows))  # type: ignore[arg-type]
+    )
+    for name in set(NAMES) - {"text", "text_2"}:
+        assert np.array_equal(found[name], one[name]), name
+    variants, index = np.divmod(found["text"][:, 0, 0].astype(int), 100)
+    assert np.array_equal(found["text_2"][:, 0], found["text"][:, 0, 0])
+    for number in range(4):
+        counts = np.bincount(variants[index % 4 == number], minlength=4)
+        assert counts[number + 1 :].sum() == 0
+        assert np.abs(counts[: number + 1] - 60 / (number + 1)).max() < 17  # four deviations
 
 
 def test_dropout_keys_go_by_the_sample_too(folder: Path) -> None:

@@ -137,6 +137,30 @@ def test_only_what_has_changed_is_made_anew(runs: Runs, pictures: Path) -> None:
     assert new(method="lora-te") == 2, "ids in the place of embeddings"
 
 
+def test_each_caption_of_a_picture_is_encoded(runs: Runs, pictures: Path) -> None:
+    plain = runs.encode()
+    before = runs.keys()
+    metadata = pictures / "metadata.jsonl"
+    lines = [json.loads(line) for line in metadata.read_text().splitlines()]
+    own, other = lines[3]["text"], lines[17]["text"]
+    lines[3]["text"] = [other, own]
+    metadata.write_text("\n".join(map(json.dumps, lines)))
+    encoded = runs.encode()
+    assert len(runs.keys() - before) == 2, "captions move on by one"
+    assert [encoded.variants(index) for index in range(COUNT)] == [1] * 3 + [2] + [1] * 14
+    for index in range(COUNT):
+        expected = [17, 3] if index == 3 else [index]
+        for variant, same in enumerate(expected):
+            row, known = encoded.row(index, 0, variant), plain.row(same, 0)
+            assert all(map(np.array_equal, row[2:], known[2:])), (index, variant)
+            assert np.array_equal(row[0], plain.row(index, 0)[0])
+    changed = [
+        index for index in range(COUNT)
+        if encoded.samples[8 * index : 8 * index + 8] != plain.samples[8 * index : 8 * index + 8]
+    ]  # fmt: skip
+    assert changed == [3]
+
+
 def test_other_weights_are_another_key(runs: Runs, tmp_path: Path, folder: Path) -> None:
     import shutil
 
