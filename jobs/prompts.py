@@ -56,8 +56,9 @@ def parse(data: bytes, name: str, form: Form = "text") -> Iterator[PromptRow]:
         raise BadData(f"{name}: is UTF-16 text, not UTF-8")
     if b"\0" in data:
         offset = data.index(b"\0")
-        number = len(_LINE_END.findall(data[:offset])) + 1
-        raise BadData(f"{name}: is not text: line {number} holds a zero byte (at byte {offset})")
+        ends = [end.end() for end in _LINE_END.finditer(data, 0, offset)]
+        where = f"byte {offset - (ends[-1] if ends else 0) + 1} of line {len(ends) + 1}"
+        raise BadData(f"{name}: is not text: {where} is a zero byte")
     read = _row_of_json if form == "json" else _row_of_text
     found = Findings()
     count = 0

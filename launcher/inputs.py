@@ -27,6 +27,8 @@ from launcher.sizes import Shape
 STDIN = "-"
 LARGEST_PROMPT_FILE = 64 * 1024 * 1024
 """Bytes. Some 500,000 prompts; past that it is more likely that another file was meant."""
+INDEX = "model_index.json"
+"""What a diffusers pipeline folder has."""
 PLACES = {
     "model": "a pipeline folder, a .safetensors file",
     "model_config_from": "a pipeline folder",
@@ -244,6 +246,7 @@ def place(key: str, value: str, origin: str, how: Access) -> str:
 
     Raises:
         NotFound: it is neither, or nothing lies at the address.
+        Misconfigured: it is here, and plainly something else.
         Forbidden, Unreachable, Misconfigured: the store cannot be asked.
     """
     if storage.remote(value):
@@ -258,6 +261,7 @@ def place(key: str, value: str, origin: str, how: Access) -> str:
     with suppress(RuntimeError, ValueError, OSError):  # no such ~user; no path at all
         path = Path(value).expanduser()
         if path.exists():
+            _check_place(key, path, f"{key} {value!r} (from {origin})")
             return str(path.absolute())
     # The rule by which the job tells a hub id (jobs.data, jobs.pipelines).
     url = "://" in value
@@ -268,6 +272,16 @@ def place(key: str, value: str, origin: str, how: Access) -> str:
             f"{key} wants {PLACES[key]}, s3://bucket/prefix, a hub id (owner/name) or tiny",
         )
     return value
+
+
+def _check_place(key: str, path: Path, what: str) -> None:
+    """Refuse here what the job would refuse a minute later (jobs.pipelines)."""
+    hint = f"{key} wants {PLACES[key]}"
+    if key in ("model", "model_config_from") and path.is_dir():
+        if not (path / INDEX).is_file():
+            raise Misconfigured(f"{what}: no {INDEX} in it", hint)
+    elif key != "data" and path.is_file() and path.suffix != ".safetensors":
+        raise Misconfigured(f"{what}: is no .safetensors file", hint)
 
 
 def _holds(store: Store, url: str, how: Access) -> bool:

@@ -199,6 +199,8 @@ def test_wrong_usage_is_one_line(inside, place, arguments, error, hint):
         ([*TRAIN, "--data", "pictures"], 66, "data 'pictures' (from --data): no such", "tiny"),
         ([*TRAIN, "--data", "~no-such-user/x"], 66, "data '~no-such-user/x'", "hub id"),
         ([*TRAIN, "--model", "a/b/c"], 66, "model 'a/b/c' (from --model): no such", "hub id"),
+        ([*TRAIN, "--model", "."], 78, "model '.' (from --model): no model_index.json", "pipeline"),
+        ([*TRAIN, "--model", __file__], 78, "(from --model): is no .safetensors file", "pipeline"),
         ([*TRAIN, "--set", "data=./no"], 66, "data './no' (from --set): no such", "hub id"),
         ([*TRAIN, "--data", "./no", "--dry-run"], 66, "data './no'", "hub id"),
         (["status", "nobody", *LOCAL], 66, "run 'nobody': no such run", "launcher list"),

@@ -46,7 +46,8 @@ def test_old_line_ends_count_as_lines():
     [
         (b"", "p.txt: holds no prompt"),
         (b"\n\n# nothing\n", "p.txt: holds no prompt"),
-        (b"one\ntwo\0\n", "p.txt: is not text: line 2 holds a zero byte (at byte 7)"),
+        (b"one\ntwo\0\n", "p.txt: is not text: byte 4 of line 2 is a zero byte"),
+        (b"\0", "p.txt: is not text: byte 1 of line 1 is a zero byte"),
         (b"\x89PNG\r\n\x1a\n\0\0", "p.txt: is not text"),
         ("a cat".encode("utf-16"), "p.txt: is UTF-16 text, not UTF-8"),
         (
