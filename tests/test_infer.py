@@ -179,6 +179,19 @@ def test_what_is_committed_leaves_a_hole_at_its_place(
     assert len(seen) < len(painted), "what is left of a batch is painted in one go"
 
 
+def test_latents_are_the_same_beside_others_holes_and_in_a_short_batch(
+    painters: Callable[[int], Painter],
+) -> None:
+    painter = painters(3)
+    a, b, c = (sampling.Request(n, 0, f"number {n}", None, 0) for n in (1, 2, 3))
+    whole = painter.sample([a, b, c], steps=2)
+    for slots in ([a], [a, None, None], [None, b], [None, b, None], [None, None, c], [a, None, c]):
+        found = painter.sample(slots, steps=2)
+        assert found.shape == whole.shape
+        for slot, request in enumerate(slots):
+            assert request is None or np.array_equal(found[slot], whole[slot])
+
+
 def test_each_picture_alone_is_the_same(job: Job, whole: Painted) -> None:
     for row in whole.rows:
         name = Path(row["file"]).name
