@@ -4,6 +4,7 @@
     python tests/bench/infer.py job       a whole job of 200 prompts, 30 steps, warm compile cache
     python tests/bench/infer.py workers   two workers of one thread each against one
     python tests/bench/infer.py pynative  against the loop in MindSpore's default mode
+    python tests/bench/infer.py schedulers  seconds a denoising step of a batch, by scheduler
 
 The reference's loop calls mindone's StableDiffusionXLPipeline with one prompt at a time; ours
 paints batches. All paint with the weights of the tiny model. `steady` takes turns in one process,
@@ -149,8 +150,9 @@ def run(command: list[Any], **options: Any) -> str:
 
 def submit(given: argparse.Namespace, place: Path, name: str, count: int, **how: Any) -> Any:
     """Paint prompts by the launcher; return its wall seconds and result.json."""
-    prompts = place / f"{name}.txt"
-    prompts.write_text("".join(f"a red circle, {n}\n" for n in range(count)))
+    prompts = place / f"{name}.jsonl"
+    rows = [{"prompt": f"a red circle, {n}", **how.get("row", dict)(n)} for n in range(count)]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     sizes = {"width": given.side, "height": given.side, "batch_size": given.batch}
     sets = [part for key, value in sizes.items() for part in ("--set", f"{key}={value}")]
     code = "import sys; from launcher.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -210,10 +212,37 @@ def pynative(given: argparse.Namespace, place: Path) -> float:
     return modes["pynative"]["picture_s"] * result["img_s"]
 
 
+def schedulers(given: argparse.Namespace, place: Path) -> None:
+    """Print seconds a denoising step of a batch, of one run in which all schedulers paint."""
+    from typing import get_args
+
+    from jobs.inferspec import Scheduler
+
+    names = get_args(Scheduler)
+    count = given.batch * given.rounds * len(names)
+    submit(given, place, "warm-up", given.batch)
+    _, result = submit(
+        given,
+        place,
+        "all",
+        count,
+        row=lambda n: {"scheduler": names[n // given.batch % len(names)]},
+    )
+    for name, seconds in result["s_per_step"].items():
+        print(f"{name}: {seconds} s a step of {given.batch} pictures")
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parts = {"steady": steady, "job": job, "workers": workers, "pynative": pynative, "loop": loop}
+    parts = {
+        "steady": steady,
+        "job": job,
+        "workers": workers,
+        "pynative": pynative,
+        "loop": loop,
+        "schedulers": schedulers,
+    }
     parser.add_argument("part", choices=parts, nargs="?", default="steady")
     parser.add_argument("--pictures", type=int, default=12)
     parser.add_argument("--prompts", type=int, default=200)
