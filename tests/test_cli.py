@@ -284,7 +284,7 @@ def test_a_weight_out_of_range_is_blamed_on_its_flag(inside, place):
     ("data", "error"),
     [
         (b"", "p.txt: holds no prompt"),
-        (b"a\0b", "p.txt: is not text: line 1"),
+        (b"a\0b", "p.txt: is not text: byte 2 of line 1"),
         (b"a\n\xff\n", "p.txt: line 2: is not UTF-8 text at byte 1"),
         (b"x" * (64 * 2**20 + 1), "p.txt: is larger than 64 MiB"),
     ],

@@ -42,16 +42,17 @@ def test_the_text_has_the_form_of_web_uis() -> None:
     )
 
 
-def test_a_recipe_asks_for_the_same_picture_at_the_same_place() -> None:
-    keys = recipes.spec_of(read_back(ROW), "p.png")
+@pytest.mark.parametrize(("image", "slot"), [(2, 1), (0, 3), (1, 0), (3, 2)])
+def test_a_recipe_asks_for_the_same_picture_at_the_same_place(image: int, slot: int) -> None:
+    keys = recipes.spec_of(read_back({**ROW, "image": image, "slot": slot}), "p.png")
     spec = specs.parse({"kind": "infer", **keys})
     assert isinstance(spec, InferSpec)
     assert isinstance(spec.prompts, tuple)
     (batch,) = batches.plan(spec.prompts, spec)
     (request,) = batch.pictures
-    assert batch.slots.index(request) == 1
+    assert batch.slots.index(request) == slot
     assert len(batch.slots) == 4
-    assert (request.line, request.image, request.prompt) == (17, 2, ROW["prompt"])
+    assert (request.line, request.image, request.prompt) == (17, image, ROW["prompt"])
     assert (request.negative, request.seed) == (ROW["negative"], 0)
     assert (request.guidance, request.rescale) == (7.5, 0.7)
     assert (batch.steps, batch.scheduler, batch.width, batch.height) == (
