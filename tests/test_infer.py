@@ -192,6 +192,30 @@ def test_latents_are_the_same_beside_others_holes_and_in_a_short_batch(
             assert request is None or np.array_equal(found[slot], whole[slot])
 
 
+def test_noise_is_of_seed_line_and_image_and_not_of_the_place(
+    painters: Callable[[int], Painter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    painter, seen = painters(3), []
+
+    def silent(x: np.ndarray, *_: Any) -> np.ndarray:
+        seen.append(x)
+        return np.zeros_like(x)
+
+    monkeypatch.setattr(painter, "_predict", silent)
+    a, b, c = (
+        sampling.Request(*place, "x", None, seed)
+        for *place, seed in ((7, 2, 5), (7, 1, 5), (8, 2, 6))
+    )
+    painter.sample([a, b, c], steps=1)
+    painter.sample([c, None, a], steps=1)
+    table = painter.table(None, 1)
+    for slot, r in enumerate((a, b, c)):
+        noise = draws.picture_noise(r.seed, r.line, r.image, (4, 8, 8))
+        expected = noise * np.float32(table.sigma) * np.float32(table.steps[0].scale)
+        assert np.array_equal(seen[0][slot], expected)
+    assert np.array_equal(seen[1][[0, 2]], seen[0][[2, 0]])
+
+
 def test_each_picture_alone_is_the_same(job: Job, whole: Painted) -> None:
     for row in whole.rows:
         name = Path(row["file"]).name
