@@ -28,8 +28,9 @@ from jobs.environment import Environment, Worker  # noqa: E402
 from jobs.errors import BadData, BadSpec, Stopped  # noqa: E402
 from jobs.msrun import SUPERVISOR  # noqa: E402
 from jobs.outbox import Outbox  # noqa: E402
+from jobs.prompts import to_json_lines  # noqa: E402
 from jobs.sampling import Painter  # noqa: E402
-from jobs.specs import InferSpec, PromptRow  # noqa: E402
+from jobs.specs import InferSpec, PromptFile, PromptRow  # noqa: E402
 from jobs.stores import FileStore  # noqa: E402
 from jobs.tiny import pipeline  # noqa: E402
 
@@ -422,6 +423,30 @@ def test_what_cannot_be_painted_is_refused_before_compiling(
     with pytest.raises(BadSpec) as caught:
         job(**keys)
     assert told in str(caught.value)
+
+
+def test_prompts_in_the_store_are_those_that_were_submitted(tmp_path: Path) -> None:
+    body = to_json_lines(ROWS)
+    digest = hashlib.sha256(body).hexdigest()
+    store, key = FileStore(tmp_path), layout.prompts_key(digest)
+    spec = InferSpec(prompts=PromptFile(key=key, sha256=digest))
+    with pytest.raises(BadData, match="not in the store"):
+        infer.prompts(spec, store)
+    store.write(key, body)
+    assert infer.prompts(spec, store) == ROWS
+    store.write(key, to_json_lines(ROWS[1:]))
+    with pytest.raises(BadData, match="not the file that was submitted"):
+        infer.prompts(spec, store)
+
+
+def test_a_recipe_names_what_was_submitted_and_not_a_copy_on_this_node(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    here = InferSpec(prompts=ROWS, model="/cache/0a1b", vae="/cache/2c3d", steps=7)
+    assert infer.as_submitted(store, "r", here) == here
+    given = {"model": "s3://bucket/sdxl", "vae": "s3://bucket/vae", "lora": None, "steps": 9}
+    store.write(layout.key("r", layout.SPEC), json.dumps({"spec": given}).encode())
+    found = infer.as_submitted(store, "r", here)
+    assert (found.model, found.vae, found.steps) == ("s3://bucket/sdxl", "s3://bucket/vae", 7)
 
 
 @pytest.mark.slow
