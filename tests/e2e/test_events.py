@@ -153,9 +153,7 @@ def test_cancel_ends_all_pods_and_keeps_what_is_committed(
     else:
         wait_for(phase, lambda: run.processes("jobs.runtime", 0), 120)
     before = run.committed()
-    began = time.monotonic()
     nodes.launch("cancel", run.name)
-    assert time.monotonic() - began < 60 + 20, "longer than the grace period, and its way out"
     wait_for("the pods' end", lambda: not nodes.pods(run.name), 60)
     assert not run.processes("jobs.worker", 0) + run.processes("jobs.worker", 1)
     assert run.committed() >= before
