@@ -160,7 +160,7 @@ def test_what_is_missing_is_named(
 
 
 def test_start_and_stop(start: Any, nodes: Any) -> None:
-    """Print how long it takes from the container's start to msrun's, and from SIGTERM to the end."""
+    """Print the time from the start of PID 1 to that of msrun, and from SIGTERM to the end."""
     run = start(*ONE)
     wait_for("msrun", lambda: run.processes(MSRUN, 0))
     [supervisor] = run.processes("jobs.runtime", 0)
