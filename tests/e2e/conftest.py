@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 import pytest
 import yaml
-from building import ROOT, arguments, buildah, prune, storage
+from building import ROOT, TAG, arguments, buildah, prune, storage
 from registry import Registry
 from running import NODES, NPUS, TWO, Calm, Change, Run, alive, wait_for
 
@@ -235,7 +235,8 @@ def nodes(
         for number in range(NODES):
             found.label(f"node-{number}")
         print(found.run(block("install")))
-        buildah("rmi", values["IMAGE"])  # its layers stay: TAG of the same is made of them
+        buildah("tag", values["IMAGE"], TAG)  # so that its layers are there next time
+        buildah("rmi", values["IMAGE"])
         prune()
         yield found
 
