@@ -28,7 +28,7 @@ log = logging.getLogger("jobs.graphs")
 
 SOURCES = (
     "cells.py", "dropout.py", "infer.py", "lora.py", "losses.py", "methods.py", "model.py",
-    "norms.py", "sampling.py", "step.py", "train.py", "update.py",
+    "norms.py", "reduction.py", "sampling.py", "step.py", "train.py", "update.py",
 )  # fmt: skip
 """Modules whose text decides a graph or the order of graphs."""
 

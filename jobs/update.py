@@ -14,6 +14,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
+from jobs.reduction import Reduction
+
 FIRST_SCALE, GROWTH_STEPS = 2.0**15, 2000.0
 """Dynamic loss scale: start, and good steps before it doubles (Micikevicius et al. 2018,
 arXiv 1710.03740, section 3.2)."""
@@ -75,14 +77,6 @@ _finite = ops.MultitypeFuncGraph("finite")
 def _finite_one(finite: Tensor, gradient: Tensor) -> Tensor:
     """Put zeros in place of a gradient that is not finite: 0 times it would be NaN."""
     return ops.select(finite, gradient, ops.zeros_like(gradient))
-
-
-_all_reduce = ops.MultitypeFuncGraph("all_reduce")
-
-
-@_all_reduce.register("Function", "Tensor")  # type: ignore[untyped-decorator]
-def _all_reduce_one(all_reduce: Any, gradient: Tensor) -> Tensor:
-    return all_reduce(gradient.astype(ms.float32))
 
 
 @_average.register("Tensor", "Tensor", "Tensor")  # type: ignore[untyped-decorator]
@@ -181,10 +175,11 @@ class Update(nn.Cell):  # type: ignore[misc]
         # correction would fall short of moments that have not moved either).
         self.moved = Parameter(Tensor(0.0, ms.float32), name="adam_steps", requires_grad=False)
         self.many = options.workers > 1
+        shapes = [tuple(p.shape) for p in (*trained.values(), *text.values())]
+        sizes = [math.prod(shape) for shape in shapes]
         if self.many:
-            self.all_reduce = ops.AllReduce(ops.ReduceOp.SUM)
+            self.reduction = Reduction(shapes, 3)
         self.hyper_map = ops.HyperMap()
-        sizes = [math.prod(p.shape) for p in (*trained.values(), *text.values())]
         self.small = [n for n, size in enumerate(sizes) if size < LARGE]
         self.large = [n for n, size in enumerate(sizes) if size >= LARGE]
         few = sum(sizes[n] for n in self.small)
@@ -235,8 +230,8 @@ class Update(nn.Cell):  # type: ignore[misc]
         """
         share = self.scale * self.share
         if self.many:
-            value, stop = self.all_reduce(value), self.all_reduce(stop)
-            gradients = self.hyper_map(ops.partial(_all_reduce, self.all_reduce), gradients)
+            numbers, gradients = self.reduction(ops.cat((value.reshape(1), stop)), gradients)
+            value, stop = numbers[0], numbers[1:]
         norm = self.norm(gradients) / share
         shrink = ops.minimum(self.max_grad_norm / (norm + 1e-6), Tensor(1.0, ms.float32)) / share
         finite = ops.isfinite(norm)
