@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("mindspore", reason="MindSpore is not installed (extra: cpu)")
 
-from jobs import diffusion
+from jobs import diffusion, draws
 from jobs.environment import Worker
 from jobs.errors import BadSpec
 from jobs.feed import Feed
@@ -123,6 +123,41 @@ def test_a_caption_is_drawn_for_each_sample_and_nothing_else_goes_by_it(folder: 
         counts = np.bincount(variants[index % 4 == number], minlength=4)
         assert counts[number + 1 :].sum() == 0
         assert np.abs(counts[: number + 1] - 60 / (number + 1)).max() < 17  # four deviations
+
+
+def test_a_sample_shows_one_view_with_its_own_size_and_crop(folder: Path) -> None:
+    class Views(Rows):
+        views = 4
+
+        def row(self, index: int, view: int, variant: int) -> tuple[np.ndarray, ...]:
+            moments, _, text, pooled = super().row(index, view, variant)
+            return moments, 100 * view + np.arange(6, dtype=np.float32), text, pooled
+
+    spec = TrainSpec(batch_size=200)
+    feed = Feed(Views(), spec, ALONE, folder)  # type: ignore[arg-type]
+    ids = dict(zip(NAMES, (part.asnumpy() for part in feed.inputs(1)), strict=True))["time_ids"]
+    assert np.array_equal(ids - ids[:, :1], np.tile(np.arange(6), (200, 1)))
+    seen = (ids[:, 0] / 100).astype(int)
+    assert seen.tolist() == [draws.view(spec.seed, place, 4) for place in range(200, 400)]
+    assert set(seen) == {0, 1, 2, 3}
+
+
+def test_latents_are_drawn_from_their_posterior_by_noise_of_their_own(folder: Path) -> None:
+    class Spread(Rows):
+        def row(self, index: int, view: int, variant: int) -> tuple[np.ndarray, ...]:
+            moments, ids, text, pooled = super().row(index, view, variant)
+            moments[4:] = 0.0  # a deviation of 1
+            return moments, ids, text, pooled
+
+    feed = Feed(Spread(), TrainSpec(batch_size=64), ALONE, folder)  # type: ignore[arg-type]
+    found = dict(zip(NAMES, (part.asnumpy() for part in feed.inputs(0)), strict=True))
+    levels = diffusion.alpha_bars(pipeline.SCHEDULER)[found["timesteps"]].reshape(-1, 1, 1, 1)
+    clean = (found["noisy"] - np.sqrt(1 - levels) * found["target"]) / np.sqrt(levels)
+    numbers = found["time_ids"][:, 0].reshape(-1, 1, 1, 1)
+    drawn = clean / pipeline.VAE["scaling_factor"] - numbers
+    expected = np.stack([draws.posterior_noise(0, place, (4, SIZE, SIZE)) for place in range(64)])
+    assert np.allclose(drawn, expected, atol=2e-3)
+    assert abs(np.corrcoef(drawn.ravel(), found["target"].ravel())[0, 1]) < 0.06  # four deviations
 
 
 def test_dropout_keys_go_by_the_sample_too(folder: Path) -> None:
