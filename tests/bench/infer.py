@@ -252,7 +252,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scheduler", default=None)
-    parser.add_argument("--npus", type=int, default=1, help="workers of `job`")
+    parser.add_argument("--npus", type=int, default=1, help="workers of `job` and `schedulers`")
     parser.add_argument("--model", default="", help="of `loop`")
     parser.add_argument("--mode", default="graph", choices=["graph", "pynative"])
     given = parser.parse_args()
