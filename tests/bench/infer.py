@@ -220,12 +220,13 @@ def schedulers(given: argparse.Namespace, place: Path) -> None:
 
     names = get_args(Scheduler)
     count = given.batch * given.rounds * len(names)
-    submit(given, place, "warm-up", given.batch)
+    submit(given, place, "warm-up", given.batch * given.npus, npus=given.npus)
     _, result = submit(
         given,
         place,
         "all",
         count,
+        npus=given.npus,
         row=lambda n: {"scheduler": names[n // given.batch % len(names)]},
     )
     for name, seconds in result["s_per_step"].items():
