@@ -151,7 +151,8 @@ def run(command: list[Any], **options: Any) -> str:
 def submit(given: argparse.Namespace, place: Path, name: str, count: int, **how: Any) -> Any:
     """Paint prompts by the launcher; return its wall seconds and result.json."""
     prompts = place / f"{name}.jsonl"
-    rows = [{"prompt": f"a red circle, {n}", **how.get("row", dict)(n)} for n in range(count)]
+    row = how.get("row", lambda _: {})
+    rows = [{"prompt": f"a red circle, {n}", **row(n)} for n in range(count)]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     sizes = {"width": given.side, "height": given.side, "batch_size": given.batch}
     sets = [part for key, value in sizes.items() for part in ("--set", f"{key}={value}")]
