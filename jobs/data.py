@@ -244,7 +244,8 @@ def _from_metadata(folder: Path, metadata: Path, spec: TrainSpec) -> dict[Path, 
     for column in ("file_name", spec.caption_column):
         if column not in table.columns:
             raise BadData(
-                f"{metadata}: no column {column!r}; it has {', '.join(map(str, table.columns))}"
+                f"{metadata}: no column {column!r}; it has {', '.join(map(str, table.columns))}; "
+                + ("name each file in it" if column == "file_name" else "set caption_column")
             )
     captions: dict[Path, list[str]] = {}
     for name, cell in zip(table["file_name"], table[spec.caption_column], strict=True):

@@ -233,7 +233,10 @@ def test_faults_of_a_folder_are_named(folder: Path, env: Environment) -> None:
     refused(None, r"00000\.png: has no caption; put a metadata\.jsonl")
     refused("\n".join(good.splitlines()[:2]), r"00002\.png: has no row in .*metadata\.jsonl")
     refused(good.replace("00002.png", "00009.png"), r"00009\.png, which is not in the folder")
-    refused(good.replace('"text"', '"caption"'), "no column 'text'; it has file_name, caption")
+    refused(
+        good.replace('"text"', '"caption"'),
+        "no column 'text'; it has file_name, caption; set caption_column",
+    )
     refused("{not json", "cannot be read")
     refused(
         "\n".join(json.dumps({**row, "text": " "}) for row in rows), r"00000\.png: has no caption"
