@@ -12,7 +12,8 @@ ms = pytest.importorskip("mindspore", reason="MindSpore is not installed (extra:
 
 from jobs import methods, model, train  # noqa: E402
 from jobs.compat import eager  # noqa: E402
-from jobs.environment import Worker  # noqa: E402
+from jobs.environment import Environment, Worker  # noqa: E402
+from jobs.journal import Journal  # noqa: E402
 from jobs.specs import TrainSpec  # noqa: E402
 from jobs.step import Outcome  # noqa: E402
 from jobs.tiny import pipeline  # noqa: E402
@@ -143,3 +144,14 @@ def test_recompute_reaches_every_resnet_and_attention() -> None:
     ]
     assert len(parts) == 10
     assert all(part.asked == 1 for part in parts)
+
+
+def test_speed_and_result_count_every_picture_of_a_step(tmp_path: Path) -> None:
+    env = Environment(spec="", run="r", store="", uid="u", work=tmp_path)
+    journal = Journal(env, spec(batch_size=2, accumulate=3, steps=4), Worker(0, 5))
+    assert journal.speed() == {"ms_per_step": None, "img_s": None}
+    journal.seconds += [60.0, 0.5, 0.5, 0.75]  # the first one compiles
+    assert journal.speed() == {"ms_per_step": 500.0, "img_s": 60.0}
+    result = journal.result(4, 0.5)
+    assert (result["global_batch"], result["npus"], result["ended"]) == (30, 5, "steps")
+    assert journal.result(3, 0.5)["ended"] == "max_minutes"
