@@ -99,11 +99,8 @@ def _after(row: Attempt, snapshot: Snapshot) -> tuple[PodState, Reason]:
         used = "not counted as a retry"
     line += f"; attempt {row.started + 1} starts {soon} ({used})"
     step = "wait"
-    if ending.word in (
-        "memory",
-        "disk",
-        "refused-by-node",
-    ):  # the next one is like to end so as well
+    # After these the next attempt is like to end so as well.
+    if ending.word in ("memory", "disk", "refused-by-node"):
         run = fields.name(snapshot.job)
         step = f"wait; or {endings.advice(ending.code, run, ending.word, ending.line)}"
     return "retrying", Reason(word=f"retry-{ending.word}", line=line, next_step=step)
