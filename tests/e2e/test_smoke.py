@@ -89,3 +89,15 @@ def test_two_pods_train_as_one_world_and_logs_follow(nodes: Any, world: Path) ->
     assert {row["spec"]["nodeName"] for row in nodes.pods("world")} == {"node-0", "node-1"}
     found = nodes.status("world")
     assert found["state"] == "succeeded", found
+
+
+def test_two_pods_paint_each_its_share_of_one_file(nodes: Any, world: Path) -> None:
+    words = ("submit", "infer", "--npus", "1", "--nodes", f"{NODES}", "--model", "tiny")
+    words += ("--lora", "world", "--prompts", "prompts/tiny.txt", "--steps", "2")
+    nodes.launch(*words, "--set", "batch_size=1", "--name", "shares", "--wait")
+    store = nodes.bucket / "e2e" / "shares"
+    rows = [json.loads(line) for line in (store / "manifest.jsonl").read_text().splitlines()]
+    assert {row["worker"] for row in rows} == {0, 1}
+    assert {row["file"] for row in rows} == {f"images/{p.name}" for p in store.glob("images/*")}
+    assert {row["spec"]["nodeName"] for row in nodes.pods("shares")} == {"node-0", "node-1"}
+    assert json.loads((store / "result.json").read_text())["pictures"] == len(rows) >= 2
