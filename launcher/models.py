@@ -1,12 +1,14 @@
-"""Owns `--model RUN[@step]`: the whole fine-tune of a run -> the address of its pipeline folder.
+"""Owns what `--model` means at submission: a run's whole fine-tune, and a model's own sizes.
 
-Pinned at submission, so that the job uses the same one whenever it starts. Must not look into a
-pipeline.
+`RUN[@step]` becomes the address of its pipeline folder, so that the job uses the same one whenever
+it starts. Must not read weights.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from jobs import commits, layout
@@ -14,7 +16,7 @@ from jobs.specs import Spec
 from jobs.stores import FileStore, Store
 from launcher import output, records, storage
 from launcher.errors import Forbidden, Misconfigured, NotFound, Unreachable
-from launcher.methods import TINY
+from launcher.methods import TINY, is_default
 from launcher.settings import Target
 
 _RUN = re.compile(r"(?P<run>[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?)(?:@(?P<step>\d{1,9}))?")
@@ -54,6 +56,42 @@ def pin(spec: Spec, target: Target, *, local: bool) -> Spec:
     root = str(store.root) if isinstance(store, FileStore) else store.url.rstrip("/")
     parts = (layout.CHECKPOINTS, layout.step_name(step), layout.PIPELINE)
     return spec.model_copy(update={"model": f"{root}/{layout.key(run, *parts)}"})
+
+
+def fitted(spec: Spec, origins: Mapping[str, str]) -> Spec:
+    """Return the spec of a run on this machine with what fits its model, where nobody chose.
+
+    Pictures of the size that a pipeline folder says its UNet is made for, as diffusers takes it;
+    and fp32, since half precision is slower on a CPU and takes more memory.
+
+    Args:
+        spec: its model is what `pin` made of it.
+        origins: of each key's value.
+    """
+    sizes = ("resolution",) if spec.kind == "train" else ("width", "height")
+    free = {key for key in (*sizes, "precision") if is_default(origins[key])}
+    found: dict[str, object] = {"precision": "fp32"} if "precision" in free else {}
+    side = _side(Path(spec.model))
+    if side and free.issuperset(sizes):
+        found |= dict.fromkeys(sizes, side)
+    if spec.model == TINY or not found:
+        return spec
+    told = " ".join(f"{key}={value}" for key, value in found.items())
+    output.say(f"local: {told} (fits this model on a CPU; flags and --set choose)")
+    return spec.model_copy(update=found)
+
+
+def _side(folder: Path) -> int | None:
+    """Return the side in pixels of the pictures that a pipeline folder is made for, if it says."""
+    try:
+        unet, vae = (
+            json.loads((folder / part / "config.json").read_text(encoding="utf-8"))
+            for part in ("unet", "vae")
+        )
+        factor: int = 2 ** (len(vae["block_out_channels"]) - 1)
+        return int(unet["sample_size"]) * factor
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _step(store: Store, run: str, step: int | None) -> int:

@@ -158,7 +158,7 @@ def _decided(
         nodes=nodes,
         resource=target.resource or devices.resource(plugin, server),
         environment=_environment(spec_json, target, name, npus, nodes, grace)
-        | _threads(target, npus, cores)
+        | _threads(spec, target, npus, cores)
         | (_rendezvous(name, target) if world else {}),
         labels={
             "app.kubernetes.io/managed-by": "launcher",
@@ -238,11 +238,16 @@ def _environment(
     return rows | access.variables()
 
 
-def _threads(target: Target, npus: int, cores: int) -> dict[str, str]:
-    """Return how this machine's cores are shared out; on an NPU nobody asks."""
+def _threads(spec: Spec, target: Target, npus: int, cores: int) -> dict[str, str]:
+    """Return how this machine's cores are shared out; on an NPU nobody asks.
+
+    A picture's bits depend on it, and shall not on the number of workers: who wants more of the
+    machine's cores for painting takes more workers.
+    """
     if target.backend != "local":
         return {}
-    return {"JOB_THREADS": str(target.threads or max(1, cores // npus))}
+    share = max(1, cores // npus) if spec.kind == "train" else 1
+    return {"JOB_THREADS": str(target.threads or share)}
 
 
 def _rendezvous(name: str, target: Target) -> dict[str, str]:

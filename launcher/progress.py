@@ -14,8 +14,11 @@ SHOWN = 20
 """Lines that are named; a terminal has no room for more."""
 
 
-def words(kind: str, known: Progress) -> str:
-    """Return the progress of a run of that kind for people; empty if nothing is known."""
+def words(kind: str, known: Progress, *, brief: bool = False) -> str:
+    """Return the progress of a run of that kind for people; empty if nothing is known.
+
+    Briefly, for a table of runs: without where the time went.
+    """
     parts = []
     if kind == "infer":
         parts.append(f"{known.pictures} of {known.asked} pictures")
@@ -27,8 +30,9 @@ def words(kind: str, known: Progress) -> str:
         parts.append(f"loss {known.loss:.4g}")
     if known.images_per_second is not None:
         parts.append(f"{known.images_per_second:.3g} img/s")
-    parts += [f"{name} {pace:.3g} s/step" for name, pace in known.seconds_per_step.items()]
-    if known.seconds_by_part:
+    if not brief:
+        parts += [f"{name} {pace:.3g} s/step" for name, pace in known.seconds_per_step.items()]
+    if known.seconds_by_part and not brief:
         parts.append(_times(known.seconds_by_part))
     if known.seconds_left is not None:
         parts.append(f"about {output.duration(known.seconds_left)} left")

@@ -50,7 +50,8 @@ def show_all(settings: Settings, *, as_json: bool) -> None:
         output.as_json(found)
     elif found:
         rows = [
-            (row["run"], row["kind"], row["state"], how_far(row), row["submitted"]) for row in found
+            (row["run"], row["kind"], row["state"], how_far(row, brief=True), row["submitted"])
+            for row in found
         ]
         output.data(output.table(("RUN", "KIND", "STATE", "PROGRESS", "SUBMITTED"), rows))
     else:
@@ -220,10 +221,10 @@ def _progress(files: Files, record: Record) -> Progress:
         return Progress()
 
 
-def how_far(row: dict[str, Any]) -> str:
+def how_far(row: dict[str, Any], *, brief: bool = False) -> str:
     """Return the progress of a run for people."""
     known = Progress(**{key: row[key] for key in Progress.__dataclass_fields__})
-    return progress.words(str(row["kind"]), known)
+    return progress.words(str(row["kind"]), known, brief=brief)
 
 
 def _how_it_ended(state: RunState) -> str:

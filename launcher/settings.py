@@ -98,7 +98,7 @@ class Target:
     max_grace_seconds: int = 0
     """Longest grace period that the cluster keeps, as on spot nodes; 0 means any."""
     threads: int = 0
-    """Local backend: CPU threads per worker; 0 means the machine's cores over the workers."""
+    """Local backend: CPU threads per worker; 0: the cores over the workers, and 1 to paint."""
 
 
 @dataclass(frozen=True, slots=True)

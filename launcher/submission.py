@@ -131,13 +131,13 @@ def _flags(kind: Kind, params: Params, prompts: Prompts | None) -> dict[str, obj
 
 
 def _placed(spec: Spec, origins: Mapping[str, str], target: Target) -> Spec:
-    """Return the spec with the paths of this machine checked and absolute."""
+    """Return the spec with this machine's paths checked and absolute, and its model's sizes."""
     found = {
         key: inputs.place(key, value, origins[key], storage.access(target))
         for key, value in spec.model_dump(include=set(inputs.PLACES)).items()
         if value not in (None, TINY)
     }
-    return spec.model_copy(update=found)
+    return models.fitted(spec.model_copy(update=found), origins)
 
 
 def _tell_defaults(resolved: Resolved, settings: Settings) -> None:

@@ -259,8 +259,9 @@ def test_a_fork_goes_on_with_data_that_was_changed(place, monkeypatch):
     monkeypatch.setenv("STANDIN_END", "65 bad data: changed since step-00000002")
     ended(submit(place / "runs").files)
     monkeypatch.delenv("STANDIN_END")
-    with pytest.raises(NameTaken, match="has failed for good"):
+    with pytest.raises(NameTaken, match="has failed for good") as caught:
         submit(place / "runs")
+    assert "go on by --fork" in caught.value.hint
     assert submit(place / "runs", fork=True).resumed
 
 

@@ -308,3 +308,16 @@ def test_a_local_run_has_all_the_grace_it_needs() -> None:
 def test_planning_is_pure() -> None:
     assert made() == made()
     assert dataclasses.asdict(made())["name"] == "cat-1"
+
+
+@pytest.mark.parametrize("npus", [1, 2, 4])
+def test_painting_workers_have_one_core_each_whatever_their_number(npus: int) -> None:
+    spec = InferSpec(model="tiny", precision="fp32", prompts=(PromptRow(line=1, prompt="x"),))
+    local = LOCAL
+    found = plan(spec, local, name="cat", npus=npus, cores=4)
+    assert found.environment["JOB_THREADS"] == "1"
+    train = TrainSpec(model="tiny", precision="fp32")
+    shared = plan(train, local, name="cat", npus=npus, cores=4).environment["JOB_THREADS"]
+    assert shared == str(4 // npus)
+    chosen = plan(spec, dataclasses.replace(local, threads=3), name="cat", npus=npus, cores=4)
+    assert chosen.environment["JOB_THREADS"] == "3"

@@ -95,10 +95,14 @@ def test_failures_and_speed_of_inference_are_told(tmp_path):
     assert words == "0 of 10 pictures, 3 failed: lines 4 9, 1.25 img/s, LMS 0.5 s/step"
     split = {"start": 9.0, "compile": 3.5, "text": 0.1, "denoise": 80.0, "decode": 7.0,
              "waiting": 2.9, "encode": 2.0, "painting": 90.0, "upload": 1.5}  # fmt: skip
+    brief = "0 of 10 pictures, 3 failed: lines 4 9, 1.25 img/s"
+    assert progress.words("infer", found, brief=True) == brief
     store.write("r/result.json", json.dumps({"split_s": split}).encode())
     assert progress.words("infer", records.progress(store, "r", spec)) == (
         "0 of 10 pictures, seconds: start 9, compile 3.5, painting 90 (text 0.1, denoise 80, "
         "decode 7, waiting 2.9; beside it encode 2, upload 1.5)"
     )
+    found = records.progress(store, "r", spec)
+    assert progress.words("infer", found, brief=True) == "0 of 10 pictures"
     store.write("r/result.json", b'{"failures": 3, "split_s": 4, "s_per_step": [1], "img_s": "x"}')
     assert progress.words("infer", records.progress(store, "r", spec)) == "0 of 10 pictures"

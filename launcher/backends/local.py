@@ -184,7 +184,7 @@ def _resume(plan: JobPlan, files: Files, program: Sequence[str], flags: str) -> 
 def _check_resumable(plan: JobPlan, files: Files, old: Record) -> None:
     state = localrun.look_at_rest(files, old)
     if state.code == 0:
-        raise _taken(files, "has succeeded")
+        raise _taken(files, "has succeeded", "only an unfinished run is gone on with")
     new = _record(plan, uid=old.uid, submitted=old.submitted)
     changes = _differences(old, new)
     forks = new.spec().get("fork") is True
@@ -193,7 +193,9 @@ def _check_resumable(plan: JobPlan, files: Files, old: Record) -> None:
             raise _taken(files, f"{moved[0]}, which --fork cannot change")
         return  # what has failed for good has failed with the values, or the data, of before
     if not state.resumable:
-        raise _taken(files, f"has failed for good ({state.code}): {state.reason}")
+        mended = state.code == BadData.code and new.kind == "train"
+        more = "or, once its data is mended, go on by --fork" if mended else ""
+        raise _taken(files, f"has failed for good ({state.code}): {state.reason}", more)
     if changes:
         raise NameTaken(
             f"run {plan.name!r}: exists, unfinished, with other values: {'; '.join(changes)}",
@@ -228,8 +230,9 @@ def _elsewhere(record: Record) -> str:
     return url.rstrip("/") if "://" in url and not url.startswith("file:") else ""
 
 
-def _taken(files: Files, why: str) -> NameTaken:
-    return NameTaken(f"run {files.run.name!r}: {why}", "choose another --name")
+def _taken(files: Files, why: str, more: str = "") -> NameTaken:
+    hint = "choose another --name" + (f"; {more}" if more else "")
+    return NameTaken(f"run {files.run.name!r}: {why}", hint)
 
 
 def _record(plan: JobPlan, *, uid: str, submitted: str) -> Record:

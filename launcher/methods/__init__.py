@@ -88,6 +88,11 @@ def resolve(request: Request) -> Resolved:
     return Resolved(spec, origins)
 
 
+def is_default(origin: str) -> bool:
+    """Say whether nobody chose a value that comes from there."""
+    return origin == DEFAULT or origin.startswith("method ")
+
+
 def _chosen(request: Request) -> dict[str, tuple[str, object]]:
     """Return key -> (origin, value) of all that the person set, the strongest last."""
     chosen: dict[str, tuple[str, object]] = {}
