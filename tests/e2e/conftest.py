@@ -281,7 +281,7 @@ class S3:
             return probe.connect_ex((PODS_HOST, self.port)) == 0
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def calm(nodes: Any) -> Calm:
     return Calm(nodes)
 

@@ -32,7 +32,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait_for(what: str, ask: Callable[[], Any], seconds: float = 180) -> Any:
+def wait_for(what: str, ask: Callable[[], Any], seconds: float = 600) -> Any:
     """Return the first true answer."""
     until = time.monotonic() + seconds
     while not (found := ask()):
@@ -64,7 +64,7 @@ class Run:
     def train_on(self, more: int = 1) -> int:
         """Wait until there are that many more commits; return the newest step."""
         want = self.committed() + more * SAVE_EVERY
-        wait_for(f"a commit of step {want}", lambda: self.committed() >= want, 300)
+        wait_for(f"a commit of step {want}", lambda: self.committed() >= want)
         return self.committed()
 
     def processes(self, program: str, index: int) -> list[int]:
@@ -92,7 +92,7 @@ class Run:
         mine = [row for row in rows if row["labels"][label] == str(index)]
         return max(mine, key=lambda row: row["creationTimestamp"])["uid"] if mine else ""
 
-    def end(self, seconds: float = 600) -> dict[str, Any]:
+    def end(self, seconds: float = 1200) -> dict[str, Any]:
         """Wait for success; return what `status` says."""
         self.tell()
         self.nodes.launch("logs", self.name, "-f", seconds=seconds)
@@ -106,7 +106,7 @@ class Run:
         print(f"{self.name}: {found['state']}: {found.get('reason')}")
         return found
 
-    def says(self, *words: str, seconds: float = 120) -> dict[str, Any]:
+    def says(self, *words: str, seconds: float = 300) -> dict[str, Any]:
         """Wait until `status` says all the words, in any of its fields; return and print it."""
 
         def found() -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from running import NPUS, ONE, wait_for
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 MSRUN = "mindspore.parallel.cluster.run"
 SHORT = ("submit", "train", "--npus", "1", "--model", "tiny", "--data", "tiny", "--steps", "4",
@@ -33,7 +33,7 @@ while True:
 
 def test_a_pod_is_confined(start: Any, nodes: Any) -> None:
     run = start("submit", "train", "--npus", str(NPUS), *ONE[4:])
-    [supervisor] = wait_for("PID 1", lambda: run.processes("jobs.runtime", 0), 120)
+    [supervisor] = wait_for("PID 1", lambda: run.processes("jobs.runtime", 0))
     text = Path(f"/proc/{supervisor}/status").read_text()
     row = dict(re.findall(r"^(\w+):\t(.*)$", text, re.M))
     assert row["Uid"].split() == row["Gid"].split() == ["1000"] * 4
@@ -63,7 +63,7 @@ def test_any_user_of_the_devices_group_trains(start: Any) -> None:
         job["template"]["spec"]["securityContext"]["runAsUser"] = 54321
 
     run = start(*SHORT, change=other)
-    [supervisor] = wait_for("PID 1", lambda: run.processes("jobs.runtime", 0), 120)
+    [supervisor] = wait_for("PID 1", lambda: run.processes("jobs.runtime", 0))
     assert "Uid:\t54321" in Path(f"/proc/{supervisor}/status").read_text()
     run.end()
 
@@ -79,7 +79,7 @@ def with_memory(amount: str) -> Any:
 
 def test_too_little_memory_is_told_as_memory_with_peak_limit_and_advice(start: Any) -> None:
     run = start(*SHORT, change=with_memory("300Mi"))
-    found = run.says("'state': 'failed'", "memory_per_npu_gib", seconds=400)
+    found = run.says("'state': 'failed'", "memory_per_npu_gib", seconds=1200)
     assert re.search(r"peak 0\.3 GiB of 0\.3 GiB", str(found)), found
 
 
@@ -101,7 +101,7 @@ def test_a_worker_that_the_kernel_kills_for_memory_costs_an_attempt(
     finally:
         hog.kill()
         hog.wait()
-    run.says("out of memory", "peak 3.0 GiB of 3.0 GiB", seconds=60)
+    run.says("out of memory", "peak 3.0 GiB of 3.0 GiB")
     run.end()
     assert run.uid(0) != first
     assert run.state() == calm[ONE]

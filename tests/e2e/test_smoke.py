@@ -15,7 +15,7 @@ import pytest
 from conftest import LAUNCHER, block
 from running import NODES, NPUS, wait_for
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 TRAIN = (
     "submit", "train", "--npus", str(NPUS), "--nodes", str(NODES), "--model", "tiny",
@@ -73,7 +73,7 @@ def world(nodes: Any) -> Path:
             [LAUNCHER, "logs", "world", "-f"], cwd=nodes.home, env=nodes.environment(), stdout=out
         )
         try:
-            wait_for("a step in the log", lambda: b" step=1/20" in log.read_bytes(), 600)
+            wait_for("a step in the log", lambda: b" step=1/20" in log.read_bytes(), 1200)
             assert not (nodes.bucket / "e2e" / "world" / "result.json").exists(), "not live"
             assert follower.wait(600) == 0
         finally:
