@@ -13,13 +13,14 @@ from typing import Any
 from jobs import layout
 
 NODES, NPUS = 2, 2
-STEPS, SAVE_EVERY = 100, 10
+SAVE_EVERY = 20
 SPEC = (
-    "--model", "tiny", "--data", "tiny", "--steps", f"{STEPS}", "--save-every", f"{SAVE_EVERY}",
-    "--set", "log_every=1", "--set", "validation_prompts=[]",
+    "--model", "tiny", "--data", "tiny", "--save-every", f"{SAVE_EVERY}", "--set", "log_every=1",
+    "--set", "validation_prompts=[]",
 )  # fmt: skip
-TWO = ("submit", "train", "--npus", str(NPUS), "--nodes", str(NODES), *SPEC)
-ONE = ("submit", "train", "--npus", "1", *SPEC)
+TWO = ("submit", "train", "--npus", str(NPUS), "--nodes", str(NODES), *SPEC, "--steps", "160")
+ONE = ("submit", "train", "--npus", "1", *SPEC, "--steps", "500")
+"""Half a minute of steps each, so that there is time for something to happen."""
 Change = Callable[[Any, Any], None]
 """Changes the spec of a Job and its main container, as an administrator may."""
 
@@ -129,7 +130,7 @@ class Run:
         return Path(path)
 
     def state(self) -> str:
-        folder = self.store / layout.CHECKPOINTS / layout.step_name(STEPS)
+        folder = self.store / layout.CHECKPOINTS / layout.step_name(int(self.words[-1]))
         return hashlib.sha256((folder / "state.safetensors").read_bytes()).hexdigest()
 
 

@@ -78,9 +78,9 @@ def with_memory(amount: str) -> Any:
 
 
 def test_too_little_memory_is_told_as_memory_with_peak_limit_and_advice(start: Any) -> None:
-    run = start(*SHORT, change=with_memory("1Gi"))
+    run = start(*SHORT, change=with_memory("600Mi"))
     found = run.says("'state': 'failed'", "memory_per_npu_gib", seconds=1200)
-    assert re.search(r"peak 1\.0 GiB of 1\.0 GiB", str(found)), found
+    assert re.search(r"peak 0\.6 GiB of 0\.6 GiB", str(found)), found
 
 
 def test_a_worker_that_the_kernel_kills_for_memory_costs_an_attempt(
