@@ -134,8 +134,6 @@ def prepare(env: Environment, spec: specs.Spec, stop: StopRequest) -> Attempt:
     patiently(env, stop, "restore", lambda: _restore(attempt))
     if node is None:
         abort_uploads(store, env.run, attempt.outbox)
-    else:  # how this node ended before is told until it begins again
-        patiently(env, stop, layout.END, lambda: store.delete(layout.key(env.run, layout.END)))
     text = specs.to_json(spec)
     record = {"spec": json.loads(text), "sha256": _sha256(text), "attempts": claim.epoch}
     body = json.dumps(record, indent=1).encode()

@@ -234,9 +234,9 @@ def _from_metadata(folder: Path, metadata: Path, spec: TrainSpec) -> dict[Path, 
 
     try:
         if metadata.suffix == ".jsonl":
-            table = pd.read_json(metadata, lines=True, dtype=False)
+            table = pd.read_json(metadata, lines=True, dtype=False, encoding="utf-8-sig")
         elif metadata.suffix == ".csv":
-            table = pd.read_csv(metadata, dtype=str, keep_default_na=False)
+            table = pd.read_csv(metadata, dtype=str, keep_default_na=False, index_col=False)
         else:
             table = pd.read_parquet(metadata)
     except (ValueError, OSError) as error:
@@ -248,9 +248,20 @@ def _from_metadata(folder: Path, metadata: Path, spec: TrainSpec) -> dict[Path, 
                 + ("name each file in it" if column == "file_name" else "set caption_column")
             )
     captions: dict[Path, list[str]] = {}
-    for name, cell in zip(table["file_name"], table[spec.caption_column], strict=True):
-        captions.setdefault(folder / str(name), []).extend(_variants(cell) or ("",))
-    for path in captions:
-        if not path.is_file():
-            raise BadData(f"{metadata}: names {path.name}, which is not in the folder")
+    rows = zip(table["file_name"], table[spec.caption_column], strict=True)
+    for number, (name, cell) in enumerate(rows, 1):
+        if not isinstance(name, str) or not name.strip():
+            raise BadData(f"{metadata}: row {number} names no file in file_name")
+        path = folder / name
+        if path not in captions and not _is_inside(path, folder):
+            raise BadData(f"{metadata}: row {number} names {name:.80}, which is not in the folder")
+        captions.setdefault(path, []).extend(_variants(cell) or ("",))
     return captions
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Say whether a file is there, below the folder: elsewhere a pod has other files."""
+    try:
+        return path.is_file() and ".." not in path.relative_to(folder).parts
+    except (OSError, ValueError):  # longer than a name may be; an absolute path
+        return False

@@ -24,7 +24,7 @@ def alpha_bars(scheduler: Mapping[str, Any]) -> Floats:
     """Return the cumulative signal levels [T] of a scheduler's configuration, fp32.
 
     Raises:
-        BadSpec: a noise schedule other than SDXL's kind.
+        BadSpec: a noise schedule other than SDXL's kind, or one that is damaged.
 
     Source: Ho et al. 2020, arXiv 2006.11239, equation 4; `scaled_linear` is linear in sqrt(beta)
     (Rombach et al. 2022, arXiv 2112.10752, released code). With `rescale_betas_zero_snr` the last
@@ -34,8 +34,15 @@ def alpha_bars(scheduler: Mapping[str, Any]) -> Floats:
         raise BadSpec(
             "scheduler: trained_betas is set; only SDXL's kinds of beta_schedule are known"
         )
-    start, end = float(scheduler["beta_start"]), float(scheduler["beta_end"])
-    count, kind = int(scheduler["num_train_timesteps"]), scheduler["beta_schedule"]
+    try:
+        start, end = float(scheduler["beta_start"]), float(scheduler["beta_end"])
+        count, kind = int(scheduler["num_train_timesteps"]), scheduler["beta_schedule"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadSpec(f"scheduler: scheduler_config.json is damaged ({error!r})") from error
+    if not 0 < start < 1 or not 0 < end < 1 or count < 2:
+        raise BadSpec(
+            f"scheduler: {count} steps of betas from {start:g} to {end:g} are no noise schedule"
+        )
     if kind == "scaled_linear":
         betas = np.linspace(start**0.5, end**0.5, count, dtype=np.float64) ** 2
     elif kind == "linear":

@@ -22,7 +22,7 @@ def finished(attempt: Attempt) -> bool:
     Raises:
         PicturesFailed: the result is, and tells of pictures that could not be made.
     """
-    result = _document(attempt, layout.key(attempt.env.run, layout.RESULT))
+    result = document(attempt, layout.key(attempt.env.run, layout.RESULT))
     if result is None:
         return has_part(attempt)
     if result.get("failed"):
@@ -32,7 +32,7 @@ def finished(attempt: Attempt) -> bool:
 
 def has_result(attempt: Attempt) -> bool:
     """Say whether the result is in the store."""
-    return _document(attempt, layout.key(attempt.env.run, layout.RESULT)) is not None
+    return document(attempt, layout.key(attempt.env.run, layout.RESULT)) is not None
 
 
 def has_part(attempt: Attempt) -> bool:
@@ -43,11 +43,11 @@ def has_part(attempt: Attempt) -> bool:
 
 def part_of(attempt: Attempt, node: int) -> dict[str, Any] | None:
     """Return a node's part of the result, if it is in the store."""
-    found = _document(attempt, layout.node_key(attempt.env.run, node, layout.PART))
+    found = document(attempt, layout.node_key(attempt.env.run, node, layout.PART))
     return found if found and found.get("uid") == attempt.claim.uid else None
 
 
-def _document(attempt: Attempt, key: str) -> dict[str, Any] | None:
+def document(attempt: Attempt, key: str) -> dict[str, Any] | None:
     """Return a record; a damaged one is none: what it is made of is still there."""
     try:
         found = json.loads(attempt.store.read(key))

@@ -72,4 +72,4 @@ def _body(rows: Iterable[str]) -> bytes:
     """Return the rows by line and image, JSON lines."""
     parsed = [(json.loads(text), text) for text in rows]
     parsed.sort(key=lambda pair: (pair[0]["line"], pair[0]["image"]))
-    return ("\n".join(text for _, text in parsed) + "\n").encode()
+    return "".join(f"{text}\n" for _, text in parsed).encode()

@@ -22,7 +22,6 @@ from jobs.attempt import Attempt, StopRequest, prepare
 from jobs.environment import Environment, log_to_stdout
 from jobs.errors import BY_CODE, JobError, planned
 from jobs.peers import Lost
-from jobs.results import finished
 from jobs.verdict import tell_end
 from jobs.working import ALONE, World, work
 
@@ -74,7 +73,7 @@ def attempted(attempt: Attempt, world: World) -> None:
         Lost: another node is gone; nothing is left, since the run goes on.
     """
     try:
-        if finished(attempt):
+        if world.finished(attempt):
             log.info("result=present; nothing is left to do")
         else:
             work(attempt, world)

@@ -170,7 +170,7 @@ class Painter:
             found = model.config(self.folder, "scheduler")
             if self.prediction:
                 found["prediction_type"] = self.prediction
-            self.tables[key] = schedules.read_off(schedules.configured(scheduler, found), steps)
+            self.tables[key] = schedules.table(scheduler, found, steps)
         return self.tables[key]
 
     def _count(self, table: schedules.Schedule, seconds: float) -> None:

@@ -135,6 +135,33 @@ def configured(name: str | None, found: Mapping[str, Any]) -> Any:
     return scheduler
 
 
+def table(name: str | None, config: Mapping[str, Any], steps: int) -> Schedule:
+    """Return the table of a scheduler made from a model's configuration.
+
+    Raises:
+        BadSpec: the two do not fit each other, or that number of steps.
+    """
+    what = f"scheduler {name or config.get('_class_name')} of {steps} steps"
+    try:
+        found = read_off(configured(name, config), steps)
+    except (ValueError, IndexError, TypeError, ZeroDivisionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BadSpec(
+            f"{what}: the model's scheduler_config.json does not fit ({reason})"
+        ) from error
+    numbers = [
+        number
+        for step in found.steps
+        for number in (step.scale, step.noise, *step.latents.values(), *step.predictions.values())
+    ]
+    if not np.all(np.isfinite(numbers)):
+        raise BadSpec(
+            f"{what}: the model's scheduler_config.json gives no numbers; without a signal at its "
+            "first step (rescale_betas_zero_snr) only v_prediction can begin there"
+        )
+    return found
+
+
 def read_off(scheduler: Any, steps: int) -> Schedule:
     """Return the table of a scheduler of mindone for a number of steps.
 

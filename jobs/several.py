@@ -21,6 +21,7 @@ from jobs.errors import BadData, BadSpec, Stopped, Unavailable
 from jobs.gang import TOO_EARLY
 from jobs.msrun import Master
 from jobs.peers import Head, Lost, Member, Take
+from jobs.results import finished
 from jobs.stores import open_store
 from jobs.uploading import Uploading
 from jobs.verdict import conclude, judge
@@ -135,6 +136,10 @@ class Leading:
     def __init__(self, head: Head) -> None:
         self.head = head
 
+    def finished(self, attempt: Attempt) -> bool:
+        """Look for the result."""
+        return finished(attempt)
+
     def meet(self, attempt: Attempt) -> Master:
         """Wait for all nodes, let them restore, and start together."""
         self.head.begin(attempt.claim, attempt.restored, attempt.stop)
@@ -189,6 +194,10 @@ class Following:
         if word not in self._told:
             self._told.add(word)
             self.member.tell(**{word: self.member.epoch})
+
+    def finished(self, attempt: Attempt) -> bool:
+        """Look for the result."""
+        return finished(attempt)
 
     def meet(self, attempt: Attempt) -> Master:
         """Tell that this node has restored, and start with the others."""

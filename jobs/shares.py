@@ -14,12 +14,12 @@ from collections.abc import Callable
 from jobs import commits, layout, specs
 from jobs.attempt import Attempt, StopRequest, patiently, prepare
 from jobs.environment import Environment
-from jobs.errors import JobError
-from jobs.results import has_part, has_result, part_of
+from jobs.errors import BadData
+from jobs.results import finished, has_part, has_result, part_of
 from jobs.rows import gather
 from jobs.sync import abort_uploads
 from jobs.uploading import Uploading
-from jobs.verdict import conclude, judge, painted
+from jobs.verdict import conclude, forget_end, judge, painted
 from jobs.working import Alone, World, hand_in
 
 log = logging.getLogger("jobs.shares")
@@ -36,10 +36,9 @@ def run(
     Raises:
         JobError: this node failed, or was stopped; the others go on.
     """
-    attempt, sharing = prepare(env, spec, stop), Sharing(env.nodes)
-    if has_part(attempt):  # the attempt before ended between its part and the whole
-        sharing.unite(attempt)
-    attempted(attempt, sharing)
+    attempt = prepare(env, spec, stop)
+    patiently(env, stop, layout.END, lambda: forget_end(attempt))
+    attempted(attempt, Sharing(env.nodes))
 
 
 class Sharing(Alone):
@@ -47,6 +46,18 @@ class Sharing(Alone):
 
     def __init__(self, nodes: int) -> None:
         self.nodes = nodes
+
+    def finished(self, attempt: Attempt) -> bool:
+        """Look for the result, or this node's part of it.
+
+        The attempt before may have ended between its part and the whole, which is made now.
+
+        Raises:
+            JobError: see `unite`.
+        """
+        if has_part(attempt):
+            self.unite(attempt)
+        return finished(attempt)
 
     def finish(self, attempt: Attempt, uploader: Uploading, ended: int) -> None:
         """Hand in this node's part, and the whole where it was the last.
@@ -65,7 +76,8 @@ class Sharing(Alone):
         """Make the result of all nodes' parts, if they are there; two may do so, and alike.
 
         Raises:
-            JobError: the store was away past the deadline, or a picture's row is missing.
+            BadData: a picture's row is gone from the store.
+            JobError: the store was away past the deadline.
         """
         patiently(attempt.env, attempt.stop, layout.RESULT, lambda: self._united(attempt))
 
@@ -81,7 +93,10 @@ class Sharing(Alone):
         result = painted(name, [row for part in parts for row in part["summaries"]])
         if len(rows) != result["pictures"]:
             told = f"{len(rows)} rows of {result['pictures']} pictures"
-            raise JobError(f"{layout.PICTURES}: {told}; another try may find the rest")
+            raise BadData(
+                f"{layout.PICTURES}: {told}: somebody removed the others from the store; submit "
+                "under another name"
+            )
         split = result["split_s"]
         assert isinstance(split, dict)
         split["upload"] = round(sum(part["upload_s"] for part in parts) / len(parts), 2)

@@ -54,6 +54,8 @@ class Uploader:
     keep_every: int = 0
     node: int | None = None
     """Which one of several; each has an uploader, which writes the rows of its own pictures."""
+    gathered: float = 0.0
+    """When the rows of all nodes were last gathered."""
     sending_s: float = 0.0
     """Time that pictures have taken, their manifest included."""
     stopped: Callable[[], bool] = lambda: False
@@ -164,14 +166,15 @@ class Uploader:
     def _write_rows(self) -> None:
         self._check_claim()
         write(self.store, self.run, self.rows, self.node)
-        if self.node is not None:
+        if self.node is not None and time.monotonic() - self.gathered >= self._pause():
             gather(self.store, self.run)
+            self.gathered = time.monotonic()
 
     def _records(self, *, force: bool = False) -> None:
         """Send the records and logs that have grown; at most every few seconds, or now."""
         root = self.outbox.root
         logs = self.outbox.work / layout.LOGS
-        pause = RECORD_SECONDS if self.store.url.startswith("file:") else PAID_RECORD_SECONDS
+        pause = self._pause()
         last = (layout.RESULT, layout.PART)
         found = [(p.name, p) for p in root.glob("[!.]*.json*") if p.name not in last]
         found += [(p.relative_to(self.outbox.work).as_posix(), p) for p in logs.rglob("*.log")]
@@ -181,6 +184,9 @@ class Uploader:
                 continue
             self._send_record(name, path, certain=force)
             self.sent[name] = (size, time.monotonic())
+
+    def _pause(self) -> float:
+        return RECORD_SECONDS if self.store.url.startswith("file:") else PAID_RECORD_SECONDS
 
     def _send_record(self, name: str, path: Path, *, certain: bool) -> None:
         """Send a copy of the record, since whoever writes it goes on; if wanted, look for it."""
@@ -206,6 +212,8 @@ class Uploader:
         """Send what is left; the result comes last, so that it speaks of what is there."""
         self.cycle()
         self._records(force=True)
+        if self.node is not None and self.rows:
+            self.retrying("picture manifest", lambda: gather(self.store, self.run))
         removes = self.claim.node is None and self.node in (None, 0)
         if self.keep_last and removes:  # an attempt may have been killed in the middle of it
             self.retrying("retention", self._retain)

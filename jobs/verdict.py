@@ -18,9 +18,9 @@ from typing import Any
 from jobs import cgroups, layout
 from jobs.attempt import Attempt
 from jobs.claims import check_claim
-from jobs.errors import BY_CODE, BY_EXIT, JobError, Killed, Stopped, Unavailable
+from jobs.errors import BY_CODE, BY_EXIT, FINAL, JobError, Killed, Stopped, Unavailable
 from jobs.outbox import write_whole
-from jobs.results import finished, has_result
+from jobs.results import document, finished, has_result
 
 log = logging.getLogger("jobs.verdict")
 
@@ -185,8 +185,9 @@ def tell_end(attempt: Attempt, code: int, reason: str) -> None:
     """Leave in the store how this attempt ended, for who has no cluster to ask; best effort.
 
     Args:
-        attempt: which; one that was overtaken leaves nothing, nor does one of several nodes that
-            has done its part of a run that is not done.
+        attempt: which; one that was overtaken leaves nothing. Of several nodes that paint, one that
+            has done its part of a run that is not done leaves nothing either, nor one that was
+            stopped because another has failed for good.
         code: its exit code.
         reason: one line.
     """
@@ -195,6 +196,7 @@ def tell_end(attempt: Attempt, code: int, reason: str) -> None:
         # The claim of a run whose nodes claim their own parts stays the first one.
         "attempt": attempt.claim.epoch if attempt.claim.node is None else 1,
         "namespace": attempt.claim.namespace,
+        "node": attempt.claim.node,
         "code": code,
         "name": BY_CODE[code].name,
         "reason": reason,
@@ -204,7 +206,7 @@ def tell_end(attempt: Attempt, code: int, reason: str) -> None:
     def write() -> None:
         try:
             check_claim(attempt.store, run, attempt.claim)
-            if code == 0 and attempt.claim.node is not None and not has_result(attempt):
+            if attempt.claim.node is not None and not _is_the_runs(attempt, code):
                 return
             attempt.store.write(key, json.dumps(row, indent=1).encode())
         except (OSError, JobError) as error:
@@ -213,6 +215,26 @@ def tell_end(attempt: Attempt, code: int, reason: str) -> None:
     writing = threading.Thread(target=write, name="end", daemon=True)
     writing.start()
     writing.join(END_SECONDS)
+
+
+def _is_the_runs(attempt: Attempt, code: int) -> bool:
+    """Say whether a node's end is news of the run."""
+    if code == 0:
+        return has_result(attempt)
+    there = document(attempt, layout.key(attempt.env.run, layout.END)) or {}
+    return BY_CODE[code].retry == "final" or there.get("code") not in FINAL
+
+
+def forget_end(attempt: Attempt) -> None:
+    """Remove what a node told of its end when it begins again, if it was not another's last word.
+
+    Raises:
+        OSError: the store failed.
+    """
+    key = layout.key(attempt.env.run, layout.END)
+    there = document(attempt, key)
+    if there and (there.get("node") == attempt.claim.node or there.get("code") not in FINAL):
+        attempt.store.delete(key)
 
 
 def last_words(logs: Path) -> str:

@@ -16,6 +16,7 @@ from jobs import specs
 from jobs.attempt import Attempt, patiently
 from jobs.errors import JobError, Stalled, Unavailable
 from jobs.msrun import Follower, Master, Msrun
+from jobs.results import finished
 from jobs.staging import KEYS, stage
 from jobs.uploading import Uploading, upload_seconds
 from jobs.verdict import conclude, judge, raise_reasons
@@ -30,6 +31,9 @@ is 10 s of polite waiting with nothing to release."""
 
 class World(Protocol):
     """The other nodes of the run, as an attempt meets them. Each call may raise `peers.Lost`."""
+
+    def finished(self, attempt: Attempt) -> bool:
+        """Say whether there is nothing left to do."""
 
     def meet(self, attempt: Attempt) -> Master | None:
         """Wait until all are about to start their workers; None: this node is the only one."""
@@ -53,6 +57,10 @@ class World(Protocol):
 
 class Alone:
     """The world of a run on one node."""
+
+    def finished(self, attempt: Attempt) -> bool:
+        """Look for the result."""
+        return finished(attempt)
 
     def meet(self, attempt: Attempt) -> Master | None:
         """Wait for nobody."""

@@ -123,3 +123,18 @@ def test_lms_coefficients_are_the_integrals_of_its_polynomials() -> None:
 def test_one_list_of_samplers() -> None:
     flag = get_args(get_args(options.Scheduler)[0])[0]
     assert list(schedules.CLASSES) == list(get_args(Scheduler)) == list(get_args(flag))
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps", "words"),
+    [
+        ({"timestep_spacing": "x"}, 4, "does not fit"),
+        ({"num_train_timesteps": 10}, 20, "does not fit"),
+        ({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, 4, "v_prediction"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_refused(
+    on_cpu: None, changes: dict[str, object], steps: int, words: str
+) -> None:
+    with pytest.raises(BadSpec, match=words):
+        schedules.table("DDIM", SCHEDULER | changes, steps)

@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 
-from jobs import attempt, claims, layout, results, shares, verdict
+from jobs import attempt, claims, layout, results, shares, sync, verdict
 from jobs.attempt import Attempt, StopRequest
 from jobs.environment import Environment
-from jobs.errors import BadSpec, JobError, PicturesFailed, Stopped, Unavailable
+from jobs.errors import BadData, BadSpec, PicturesFailed, Stopped, Unavailable
 from jobs.outbox import Outbox
 from jobs.rows import known_rows
 from jobs.specs import InferSpec, PromptRow
 from jobs.stores import FileStore
 from jobs.sync import Uploader
+from jobs.working import World
 
 SPEC = InferSpec(prompts=tuple(PromptRow(line=n, prompt="x") for n in (1, 2, 3, 4)))
 
@@ -41,6 +42,7 @@ class Node:
         )
         self.uploader.node = self.env.node
         self.uploader.recall()
+        verdict.forget_end(self.attempt)
 
     def paint(self, *lines: int) -> None:
         for line in lines:
@@ -53,6 +55,11 @@ class Node:
         row = {"painted": painted, "failures": failures, "asked": 4, "before": self.before}
         row |= {"cut": 0, "start_s": 1.0, "compile_s": 1.0, "seconds": 2.0, "split": {}}
         self.attempt.outbox.summarise(0, row | {"steps": {}})
+
+    def again(self) -> None:
+        """Begin in a new pod."""
+        self.env = dataclasses.replace(self.env, work=self.env.work.with_name("again"))
+        self.begin()
 
     def drain(self) -> None:
         self.uploader.finish()
@@ -73,7 +80,8 @@ def store(tmp_path: Path) -> FileStore:
 
 
 @pytest.fixture
-def nodes(tmp_path: Path) -> list[Node]:
+def nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Node]:
+    monkeypatch.setattr(sync, "RECORD_SECONDS", 0.0)
     return [Node(tmp_path, index) for index in range(2)]
 
 
@@ -92,7 +100,8 @@ def test_who_is_last_makes_the_result(
     last.all()
     result = json.loads(store.read("r/result.json"))
     assert (result["pictures"], result["asked"], result["failed"]) == (4, 4, [])
-    assert result["split_s"]["upload"] >= 0
+    parts = [json.loads(store.read(f"r/nodes/{i}/part.json"))["upload_s"] for i in range(2)]
+    assert result["split_s"]["upload"] == pytest.approx(sum(parts) / 2, abs=0.01)
     assert lines(store) == [1, 2, 3, 4]
     assert {json.loads(store.read(f"r/nodes/{i}/claim.json"))["epoch"] for i in range(2)} == {1}
 
@@ -118,9 +127,8 @@ def test_a_replaced_node_goes_on_with_its_own_share(nodes: list[Node], store: Fi
     nodes[1].all()
     nodes[0].begin()
     nodes[0].paint(1)
-    nodes[0].env = dataclasses.replace(nodes[0].env, work=nodes[0].env.work.with_name("again"))
     old = nodes[0].attempt
-    nodes[0].begin()
+    nodes[0].again()
     assert nodes[0].attempt.restored == 1, "its own pictures, not the other's"
     with pytest.raises(Unavailable, match="taken over"):
         claims.check_claim(store, "r", old.claim)
@@ -142,8 +150,8 @@ def test_a_node_that_died_before_the_whole_makes_it_when_it_is_back(
         node.drain()  # both parts are there, and both have died
     seen: list[bool] = []
 
-    def attempted(found: Attempt, _: object) -> None:
-        seen.append(results.finished(found))
+    def attempted(found: Attempt, world: World) -> None:
+        seen.append(world.finished(found))
 
     shares.run(nodes[0].env, SPEC, StopRequest(), attempted)
     assert seen == [True]
@@ -168,7 +176,7 @@ def test_only_the_last_node_ends_a_run_with_failed_pictures(
 def test_a_row_that_is_missing_is_no_success(nodes: list[Node], store: FileStore) -> None:
     nodes[0].all()
     store.write("r/nodes/0/manifest.jsonl", b'{"line": 1, "image": 0}\n')
-    with pytest.raises(JobError, match="3 rows of 4 pictures"):
+    with pytest.raises(BadData, match="3 rows of 4 pictures"):
         nodes[1].all()
     assert not results.has_result(nodes[1].attempt)
 
@@ -198,9 +206,52 @@ def test_pictures_and_runs_of_others_are_refused(nodes: list[Node], store: FileS
     nodes[0].begin()
     nodes[0].paint(1)
     nodes[1].begin()  # the pictures there are its own run's
-    nodes[1].env = dataclasses.replace(nodes[1].env, uid="another")
+    stranger = Node(store.root.parent, 1)
+    stranger.env = dataclasses.replace(stranger.env, uid="another", nodes=3, index=2)
     with pytest.raises(BadSpec, match=r"belong to another submission \(u in"):
-        nodes[1].begin()
+        stranger.begin()  # no node has claimed its part, and the run is another's
+
+
+def test_two_nodes_may_claim_the_run_at_the_same_moment(
+    nodes: list[Node], store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, raced = FileStore.swap, []
+
+    def swap(self: FileStore, key: str, old: bytes | None, new: bytes) -> None:
+        if key == "r/claim.json" and not raced:
+            raced.append(key)
+            nodes[1].begin()  # between this one's look and its claim
+        real(self, key, old, new)
+
+    monkeypatch.setattr(FileStore, "swap", swap)
+    nodes[0].begin()
+    assert raced
+    for node in nodes:
+        claims.check_claim(store, "r", node.attempt.claim)
+
+
+def test_what_a_node_had_finished_is_sent_as_its_own(nodes: list[Node], store: FileStore) -> None:
+    nodes[0].begin()
+    nodes[0].attempt.outbox.picture("00001-00.png", b"1", {"line": 1, "image": 0})
+    nodes[0].begin()  # the same work directory, and a killed attempt's picture in it
+    assert nodes[0].attempt.restored == 1
+    assert len(known_rows(store, "r", 0)) == 1
+
+
+def test_a_node_leaves_the_uploads_of_the_others_alone(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aborted: list[str] = []
+
+    def abort(self: FileStore, prefix: str, before: float) -> int:
+        aborted.append(prefix)
+        return 0
+
+    monkeypatch.setattr(FileStore, "abort", abort)
+    nodes[0].all()
+    assert aborted == []
+    nodes[1].all()
+    assert aborted == ["r/"], "who makes the result, when nobody uploads any more"
 
 
 def test_the_end_of_the_run_is_told_by_who_ends_it(nodes: list[Node], store: FileStore) -> None:
@@ -215,3 +266,13 @@ def test_the_end_of_the_run_is_told_by_who_ends_it(nodes: list[Node], store: Fil
     assert "r/end.json" not in {entry.key for entry in store.list("r/")}
     verdict.tell_end(nodes[1].attempt, 0, "done")
     assert json.loads(store.read("r/end.json"))["code"] == 0
+
+
+def test_a_node_that_fails_for_good_has_the_last_word(nodes: list[Node], store: FileStore) -> None:
+    for node in nodes:
+        node.begin()
+    verdict.tell_end(nodes[1].attempt, 78, "no such model")
+    verdict.tell_end(nodes[0].attempt, 75, "stopped, since the Job has failed")
+    assert json.loads(store.read("r/end.json"))["code"] == 78
+    nodes[0].again()
+    assert json.loads(store.read("r/end.json"))["code"] == 78
