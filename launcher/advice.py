@@ -33,6 +33,7 @@ def warnings(spec: Spec, target: Target, plan: JobPlan, base: Manifest) -> list[
     return [
         *_grace(spec, target),
         *_nodes(target, plan),
+        *_idle(spec, plan),
         *_clock(target, plan),
         *_store(target, base),
         *_paths(spec, base),
@@ -68,6 +69,19 @@ def _nodes(target: Target, plan: JobPlan) -> Iterator[str]:
             f"--nodes {plan.nodes}: without a gang two runs may each get a part of their nodes and"
             f" wait for the rest, {target.rendezvous_minutes} minutes at most (rendezvous_minutes);"
             " --queue and queue_engine place a run whole or not at all"
+        )
+
+
+def _idle(spec: Spec, plan: JobPlan) -> Iterator[str]:
+    """Tell of NPUs that there are no pictures for: a worker paints whole batches."""
+    if spec.kind != "infer" or not isinstance(spec.prompts, tuple) or spec.only:
+        return  # of prompts that wait in the store there are many
+    pictures = sum(row.images or spec.images for row in spec.prompts)
+    batches, npus = -(-pictures // spec.batch_size), plan.npus * plan.nodes
+    if batches < npus:
+        yield (
+            f"{output.counted(pictures, 'picture')} in batches of {spec.batch_size} keep at most"
+            f" {batches} of {npus} NPUs busy"
         )
 
 

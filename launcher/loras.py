@@ -56,12 +56,16 @@ def _file(text: str) -> Path:
         path = Path(text).expanduser().absolute()
     except RuntimeError:  # no such ~user
         path = Path(text)
-    if path.is_dir():
-        path /= layout.LORA_FILE
+    try:
+        if path.is_dir():
+            path /= layout.LORA_FILE
+            if not path.is_file():
+                raise Misconfigured(f"--lora {text}: holds no {layout.LORA_FILE}", "name the file")
         if not path.is_file():
-            raise Misconfigured(f"--lora {text}: holds no {layout.LORA_FILE}", "name the file")
-    if not path.is_file():
-        raise NotFound(f"--lora {text}: no such file", f"--lora wants {FORMS}")
+            raise NotFound(f"--lora {text}: no such file", f"--lora wants {FORMS}")
+    except OSError as error:  # longer than a name may be
+        told = f"--lora {text[:80]}...: {error.strerror}"
+        raise NotFound(told, f"--lora wants {FORMS}") from error
     return path
 
 

@@ -77,7 +77,11 @@ def survey(folder: Path) -> dict[str, Path]:
         Forbidden: a file cannot be read.
         Misconfigured: a link out of the folder or to a folder, a device, or a name no store takes.
     """
-    if not folder.exists():
+    try:
+        there = folder.exists()
+    except OSError as error:  # longer than a name may be
+        raise NotFound(f"{str(folder)[:80]}...: {error.strerror}") from error
+    if not there:
         raise NotFound(f"{folder}: no such folder")
     if not folder.is_dir():
         raise Misconfigured(f"{folder}: is a file, not a folder", "push wants a folder")

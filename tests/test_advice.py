@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-from jobs.environment import Environment
-from jobs.errors import BadSpec
 from jobs.specs import InferSpec, PromptRow, TrainSpec
 from launcher import sizes
 from launcher.advice import warnings
@@ -17,7 +15,7 @@ from launcher.plan import plan
 from launcher.settings import Target
 
 QUIET = Target(image="registry.example/jobs:1", store="s3://bucket/runs", store_secret="keys")
-INFER = InferSpec(prompts=(PromptRow(line=1, prompt="a red circle"),))
+INFER = InferSpec(prompts=tuple(PromptRow(line=n, prompt="a red circle") for n in range(1, 99)))
 
 
 def told(spec: Any = None, target: Target = QUIET, source: Any = None, **values: Any) -> list[str]:
@@ -116,15 +114,12 @@ def test_a_part_of_the_nodes_is_told_where_no_gang_is() -> None:
     assert not [line for line in told(INFER, nodes=2) if "two runs" in line]
 
 
-@pytest.mark.parametrize("spec", [TrainSpec(), INFER])
-def test_what_the_jobs_do_not_do_yet_is_told_as_long_as_they_refuse(spec: Any) -> None:
-    made = plan(spec, QUIET, name="cat-1", npus=8, nodes=2)
-    try:
-        Environment.read({**made.environment, "JOB_UID": "u", "JOB_WORK": "/"})
-        refuse = False
-    except BadSpec:
-        refuse = True
-    assert bool([line for line in told(spec, nodes=2) if "will end with 78" in line]) == refuse
+def test_npus_that_no_picture_is_for_are_told() -> None:
+    few = INFER.model_copy(update={"prompts": INFER.prompts[:5], "batch_size": 2, "images": 2})
+    idle = "10 pictures in batches of 2 keep at most 5 of 16 NPUs busy"
+    assert idle in told(few, nodes=2)
+    assert not [line for line in told(few, npus=4) if "busy" in line]
+    assert not [line for line in told(INFER, nodes=2) if "busy" in line]
 
 
 def test_a_clock_that_runs_in_the_queue_is_told() -> None:

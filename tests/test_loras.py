@@ -107,6 +107,7 @@ def test_what_is_no_lora_is_refused_and_nothing_submitted(here: Path) -> None:
         ("junk.safetensors", 78, "--lora junk.safetensors: is no whole safetensors file", ""),
         ("weights.safetensors", 78, "a.weight: is no key of a LoRA", ""),
         ("./folder", 78, "holds no pytorch_lora_weights.safetensors", "name the file"),
+        (f"./{'x' * 300}.safetensors", 66, "File name too long", "RUN[@step]"),
         ("https://example.com/x.safetensors", 2, "is a web address", "fetch the file"),
         ("./x.safetensors@5", 2, "wants RUN[@step]", "cat@500:0.8"),
         ("No Such", 2, "wants RUN[@step]", "cat@500:0.8"),
