@@ -119,8 +119,9 @@ def work(attempt: Attempt, world: World = ALONE) -> None:
     quiet["JOB_SPEC"] = specs.to_json(staged)
     quiet["GLOG_v"] = os.environ.get("GLOG_v", "3")  # noqa: SIM112
     # How long a worker waits for another one in a collective on CPU, and for its heartbeat: 30 s by
-    # MindSpore's own default, less than compiling may differ. The stall limit is the judge.
-    quiet["MS_NODE_TIMEOUT"] = str(round(env.stall_seconds))
+    # MindSpore's own default, less than compiling may differ. The stall limit is the judge, and
+    # comes first.
+    quiet["MS_NODE_TIMEOUT"] = str(round(2 * env.stall_seconds))
     master = world.meet(attempt)
     uploader = Uploading(attempt)
     try:
