@@ -191,7 +191,8 @@ class TrainStep:
 
         They are taken one by one: a batch may set what its graph reads just before (dropout).
         """
-        last, scale = scalars.packed(), self.scale()
+        # To read a Parameter is to wait for the device.
+        last, scale = scalars.packed(), self.scale() if self.scaled else 1.0
         found: Any = None
         for place, batch in enumerate(batches):
             if self.accumulate == 1:
