@@ -65,6 +65,8 @@ def tell_upload(record: Path, seconds: float) -> None:
         row["upload_s"] = round(seconds, 2)
     elif "split_s" in row:
         row["split_s"]["upload"] = round(seconds, 2)
+    else:
+        return
     write_whole(record, json.dumps(row, indent=1).encode())
 
 
