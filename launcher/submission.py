@@ -71,7 +71,7 @@ def submit(kind: Kind, params: Params) -> None:
     if root is not None:
         _tell_defaults(resolved, settings)
     spec = models.pin(resolved.spec, target, local=root is not None)
-    spec = spec if root is None else _placed(spec, resolved.origins, target)
+    spec = spec if root is None else _for_this_machine(spec, resolved.origins, target)
     uploads = prompts.uploads if prompts else ()
     if spec.kind == "infer":
         inputs.check_only(spec, prompts)
@@ -130,7 +130,7 @@ def _flags(kind: Kind, params: Params, prompts: Prompts | None) -> dict[str, obj
     return flags
 
 
-def _placed(spec: Spec, origins: Mapping[str, str], target: Target) -> Spec:
+def _for_this_machine(spec: Spec, origins: Mapping[str, str], target: Target) -> Spec:
     """Return the spec with this machine's paths checked and absolute, and its model's sizes."""
     found = {
         key: inputs.place(key, value, origins[key], storage.access(target))
