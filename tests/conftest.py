@@ -41,6 +41,18 @@ def on_cpu() -> None:
         mindspore.set_device("CPU")
 
 
+@pytest.fixture(scope="session")
+def random_sdxl(on_cpu: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the small SDXL's pipeline folder, which nobody may write into."""
+    from jobs.compat import eager
+    from jobs.tiny import pipeline
+
+    folder = tmp_path_factory.mktemp("random") / "pipeline"
+    with eager():
+        pipeline.write_folder(folder)
+    return folder
+
+
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Path]:
     """Yield an empty folder; afterwards no local run in a store below it lives."""

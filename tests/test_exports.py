@@ -19,31 +19,25 @@ from jobs.specs import TrainSpec  # noqa: E402
 from jobs.tiny import pipeline  # noqa: E402
 
 
-@pytest.fixture(scope="module")
-def base(on_cpu: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny") / "pipeline"
-    with eager():
-        pipeline.write_folder(folder)
-    return folder
-
-
 def spec(**given: Any) -> TrainSpec:
     return TrainSpec(**({"method": "vanilla", "model": "tiny", "precision": "fp32"} | given))
 
 
-def test_mindone_opens_the_folder_with_the_trained_weights(base: Path, tmp_path: Path) -> None:
+def test_mindone_opens_the_folder_with_the_trained_weights(
+    random_sdxl: Path, tmp_path: Path
+) -> None:
     from mindone.diffusers import StableDiffusionXLPipeline
 
     rng = np.random.default_rng(0)
-    unet = model.load_unet(base, ms.float32)
+    unet = model.load_unet(random_sdxl, ms.float32)
     weights = {
         f"unet.{name}": rng.standard_normal(parameter.shape).astype(np.float32)
         for name, parameter in unet.parameters_and_names()
     }
-    before = {path: path.read_bytes() for path in base.rglob("*") if path.is_file()}
+    before = {path: path.read_bytes() for path in random_sdxl.rglob("*") if path.is_file()}
     given = spec(prediction_type="v_prediction")
-    exports.write_pipeline(tmp_path / "new", base, given, weights)
-    assert before == {path: path.read_bytes() for path in base.rglob("*") if path.is_file()}
+    exports.write_pipeline(tmp_path / "new", random_sdxl, given, weights)
+    assert before == {path: path.read_bytes() for path in random_sdxl.rglob("*") if path.is_file()}
     with eager():
         opened = StableDiffusionXLPipeline.from_pretrained(
             str(tmp_path / "new"), mindspore_dtype=ms.float32
@@ -57,11 +51,11 @@ def test_mindone_opens_the_folder_with_the_trained_weights(base: Path, tmp_path:
 
 
 def test_the_file_is_in_pytorchs_naming_and_in_the_precision_of_the_run(
-    base: Path, tmp_path: Path
+    random_sdxl: Path, tmp_path: Path
 ) -> None:
-    unet = model.load_unet(base, ms.float32)
+    unet = model.load_unet(random_sdxl, ms.float32)
     weights = {f"unet.{n}": p.asnumpy() for n, p in unet.parameters_and_names()}
-    exports.write_pipeline(tmp_path / "half", base, spec(precision="fp16"), weights)
+    exports.write_pipeline(tmp_path / "half", random_sdxl, spec(precision="fp16"), weights)
     path = tmp_path / "half" / "unet" / exports.UNET_FILE
     arrays = load_file(path)
     assert {array.dtype for array in arrays.values()} == {np.dtype(np.float16)}

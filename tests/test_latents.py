@@ -19,18 +19,10 @@ from jobs.compat import eager  # noqa: E402
 from jobs.environment import Environment, Worker  # noqa: E402
 from jobs.errors import BadData  # noqa: E402
 from jobs.specs import TrainSpec  # noqa: E402
-from jobs.tiny import drawings, pipeline  # noqa: E402
+from jobs.tiny import drawings  # noqa: E402
 
 COUNT, SIZE = 18, 64  # two shards, the second one short
 LONG = "a red circle " * 40
-
-
-@pytest.fixture(scope="module")
-def folder(on_cpu: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny") / "pipeline"
-    with eager():
-        pipeline.write_folder(folder)
-    return folder
 
 
 @pytest.fixture
@@ -67,8 +59,8 @@ class Runs:
 
 
 @pytest.fixture
-def runs(tmp_path: Path, folder: Path, pictures: Path) -> Runs:
-    return Runs(tmp_path, folder, pictures)
+def runs(tmp_path: Path, random_sdxl: Path, pictures: Path) -> Runs:
+    return Runs(tmp_path, random_sdxl, pictures)
 
 
 def rows(encoded: latents.Encoded) -> list[np.ndarray]:
@@ -79,7 +71,7 @@ def rows(encoded: latents.Encoded) -> list[np.ndarray]:
 
 
 def test_the_numbers_are_mindones_and_a_hit_gives_the_same(
-    runs: Runs, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    runs: Runs, random_sdxl: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from mindone.diffusers import StableDiffusionXLPipeline
 
@@ -88,7 +80,9 @@ def test_the_numbers_are_mindones_and_a_hit_gives_the_same(
     assert "latents=miss shards_found=0 made=4 views=1" in caplog.text
     moments, time_ids, text, pooled = cold
     with eager():
-        pipe = StableDiffusionXLPipeline.from_pretrained(str(folder), mindspore_dtype=ms.float32)
+        pipe = StableDiffusionXLPipeline.from_pretrained(
+            str(random_sdxl), mindspore_dtype=ms.float32
+        )
         picture = np.asarray(Image.open(runs.pictures / "00017.png").convert("RGB").resize(
             (SIZE, SIZE), Image.Resampling.LANCZOS), np.float32)  # fmt: skip
         pixels = ms.Tensor((picture / 127.5 - 1).transpose(2, 0, 1)[None])
@@ -161,7 +155,7 @@ def test_each_caption_of_a_picture_is_encoded(runs: Runs, pictures: Path) -> Non
     assert changed == [3]
 
 
-def test_other_weights_are_another_key(runs: Runs, tmp_path: Path, folder: Path) -> None:
+def test_other_weights_are_another_key(runs: Runs, tmp_path: Path, random_sdxl: Path) -> None:
     import shutil
 
     from safetensors.numpy import load_file, save_file
@@ -169,7 +163,7 @@ def test_other_weights_are_another_key(runs: Runs, tmp_path: Path, folder: Path)
     runs.encode()
     before = runs.keys()
     copy = tmp_path / "copy"
-    shutil.copytree(folder, copy)
+    shutil.copytree(random_sdxl, copy)
     runs.folder = copy
     runs.encode()
     assert runs.keys() == before, "the same weights elsewhere"
@@ -212,7 +206,7 @@ def test_views_and_places_are_drawn_evenly_from_the_seed() -> None:
 
 
 def test_trained_encoders_get_ids_and_long_captions_are_counted_once(
-    runs: Runs, pictures: Path, folder: Path, caplog: pytest.LogCaptureFixture
+    runs: Runs, pictures: Path, random_sdxl: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     metadata = pictures / "metadata.jsonl"
     lines = [json.loads(line) for line in metadata.read_text().splitlines()]
@@ -225,7 +219,7 @@ def test_trained_encoders_get_ids_and_long_captions_are_counted_once(
         assert caplog.text.count("captions=long count=2 of=18") == 1
     _, _, ids, ids_2 = encoded.row(0, 0)
     assert (ids.dtype, ids_2.dtype) == (np.int32, np.int32)
-    first, second = model.load_tokenizers(folder)
+    first, second = model.load_tokenizers(random_sdxl)
     assert ids.tolist() == first(lines[0]["text"], padding="max_length", max_length=77).input_ids
     assert ids_2.tolist() == second(lines[0]["text"], padding="max_length", max_length=77).input_ids
     assert len(encoded.row(2, 0)[2]) == 77

@@ -26,7 +26,6 @@ from safetensors.numpy import load_file, save_file  # noqa: E402
 from jobs import layout, lora, model  # noqa: E402
 from jobs.compat import eager  # noqa: E402
 from jobs.specs import LORA_TARGETS  # noqa: E402
-from jobs.tiny import pipeline  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden" / "pytorch.safetensors"
 PEER = Path(__file__).parent / "pytorch_peer.py"
@@ -34,14 +33,6 @@ PROMPT = "a red circle above a blue square"
 ALPHA, RANK = 8.0, 2
 CLOSE = 1e-3
 Arrays = dict[str, np.ndarray]
-
-
-@pytest.fixture(scope="module")
-def folder(on_cpu: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny") / "pipeline"
-    with eager():
-        pipeline.write_folder(folder)
-    return folder
 
 
 def inputs() -> Arrays:
@@ -95,23 +86,23 @@ def gap(ours: Arrays, theirs: Arrays, which: str) -> float:
 
 
 def test_a_trained_lora_computes_what_pytorch_computes_with_its_file(
-    folder: Path, tmp_path: Path
+    random_sdxl: Path, tmp_path: Path
 ) -> None:
-    theirs, ours = load_file(GOLDEN), Ours(folder)
+    theirs, ours = load_file(GOLDEN), Ours(random_sdxl)
     assert gap(ours.look(), theirs, "plain") < CLOSE
     arrays = ours.inject()
     assert gap(ours.look(), theirs, "lora") < CLOSE, "as it is while it is trained"
     write_lora(tmp_path / layout.LORA_FILE, arrays)
-    merged = Ours(folder)
+    merged = Ours(random_sdxl)
     lora.merge(merged.cells, lora.read(tmp_path / layout.LORA_FILE), 1.0)
     assert gap(merged.look(), theirs, "lora") < CLOSE, "as it is painted with"
     for name in ("noise", "embeds", "pooled"):
         assert np.abs(theirs[f"{name}.lora"] - theirs[f"{name}.plain"]).max() > 0.05
 
 
-def test_a_lora_file_says_pt_and_has_diffusers_names(folder: Path, tmp_path: Path) -> None:
+def test_a_lora_file_says_pt_and_has_diffusers_names(random_sdxl: Path, tmp_path: Path) -> None:
     path = tmp_path / layout.LORA_FILE
-    write_lora(path, Ours(folder).inject())
+    write_lora(path, Ours(random_sdxl).inject())
     with safe_open(path, "np") as opened:
         assert opened.metadata() == {"format": "pt"}
         names = set(opened.keys())
@@ -131,13 +122,13 @@ def pytorch(missing: Callable[[str, str], NoReturn]) -> str:
 
 @pytest.mark.parity
 def test_pytorchs_diffusers_reads_our_pipeline_and_our_lora(
-    folder: Path, tmp_path: Path, pytorch: str
+    random_sdxl: Path, tmp_path: Path, pytorch: str
 ) -> None:
-    ours = Ours(folder)
+    ours = Ours(random_sdxl)
     plain = ours.look()
     write_lora(tmp_path / layout.LORA_FILE, ours.inject())
     save_file(inputs(), tmp_path / "inputs")
-    command = [pytorch, str(PEER), *map(str, (folder, tmp_path / layout.LORA_FILE))]
+    command = [pytorch, str(PEER), *map(str, (random_sdxl, tmp_path / layout.LORA_FILE))]
     files = [str(tmp_path / "inputs"), str(tmp_path / "outputs")]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     subprocess.run([*command, *files], check=True, env=clean)
@@ -155,14 +146,16 @@ def test_pytorchs_diffusers_reads_our_pipeline_and_our_lora(
 
 
 @pytest.mark.parity
-def test_mindones_pipeline_reads_our_lora(folder: Path, tmp_path: Path) -> None:
+def test_mindones_pipeline_reads_our_lora(random_sdxl: Path, tmp_path: Path) -> None:
     from mindone.diffusers import StableDiffusionXLPipeline
 
-    ours = Ours(folder)
+    ours = Ours(random_sdxl)
     write_lora(tmp_path / layout.LORA_FILE, ours.inject())
     with eager():
-        pipe = StableDiffusionXLPipeline.from_pretrained(str(folder), mindspore_dtype=ms.float32)
+        pipe = StableDiffusionXLPipeline.from_pretrained(
+            str(random_sdxl), mindspore_dtype=ms.float32
+        )
         pipe.load_lora_weights(str(tmp_path), weight_name=layout.LORA_FILE)
-    theirs = Ours(folder)
+    theirs = Ours(random_sdxl)
     theirs.unet = pipe.unet
     assert np.abs(theirs.look()["noise"] - ours.look()["noise"]).max() < 2e-3

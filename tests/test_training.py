@@ -11,12 +11,10 @@ import pytest
 ms = pytest.importorskip("mindspore", reason="MindSpore is not installed (extra: cpu)")
 
 from jobs import methods, model, train  # noqa: E402
-from jobs.compat import eager  # noqa: E402
 from jobs.environment import Environment, Worker  # noqa: E402
 from jobs.journal import Journal  # noqa: E402
 from jobs.specs import TrainSpec  # noqa: E402
 from jobs.step import Outcome  # noqa: E402
-from jobs.tiny import pipeline  # noqa: E402
 
 
 def spec(**given: Any) -> TrainSpec:
@@ -89,20 +87,12 @@ def test_whatever_is_baked_into_a_graph_is_in_its_key(monkeypatch: pytest.Monkey
     assert whole != methods.constants(Path(), spec(method="vanilla", ema_decay=0.5)) != plain
 
 
-@pytest.fixture(scope="module")
-def folder(on_cpu: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny") / "pipeline"
-    with eager():
-        pipeline.write_folder(folder)
-    return folder
-
-
 def test_text_encoders_are_a_group_of_their_own(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    random_sdxl: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     again: list[Any] = []
     monkeypatch.setattr(methods, "recompute", again.append)
-    step, key = methods.build(folder, ms.float32, spec(method="lora-te"), Worker(0, 1))
+    step, key = methods.build(random_sdxl, ms.float32, spec(method="lora-te"), Worker(0, 1))
     main, text = step.update.groups()
     assert {name.partition(".")[0] for name in main.names} == {"unet"}
     assert {name.partition(".")[0] for name in text.names} == {"text_encoder", "text_encoder_2"}
@@ -110,11 +100,13 @@ def test_text_encoders_are_a_group_of_their_own(
     assert (key, again) == (None, [])
 
 
-def test_recompute_and_dropout_are_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recompute_and_dropout_are_asked_for(
+    random_sdxl: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     again: list[Any] = []
     monkeypatch.setattr(methods, "recompute", again.append)
     given = spec(method="lora", recompute=True, lora_dropout=0.1, batch_size=3)
-    step, key = methods.build(folder, ms.float32, given, Worker(0, 1))
+    step, key = methods.build(random_sdxl, ms.float32, given, Worker(0, 1))
     assert len(again) == 1
     assert key is not None
     assert key.shape == (3, 2)
