@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-from jobs import cgroups, claims, commits, layout, specs
+from jobs import cgroups, claims, commits, layout, specs, versions
 from jobs.environment import Environment
 from jobs.errors import BadData, BadSpec, Unavailable
 from jobs.outbox import Outbox, write_whole
@@ -135,7 +135,12 @@ def prepare(env: Environment, spec: specs.Spec, stop: StopRequest) -> Attempt:
     if node is None:
         abort_uploads(store, env.run, attempt.outbox)
     text = specs.to_json(spec)
-    record = {"spec": json.loads(text), "sha256": _sha256(text), "attempts": claim.epoch}
+    record = {
+        "spec": json.loads(text),
+        "sha256": _sha256(text),
+        "attempts": claim.epoch,
+        "versions": versions.all_there(),
+    }
     body = json.dumps(record, indent=1).encode()
     patiently(env, stop, layout.SPEC, lambda: store.write(layout.key(env.run, layout.SPEC), body))
     return attempt

@@ -10,7 +10,6 @@ Parameter or an argument.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import logging
 import os
@@ -19,7 +18,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs import commits, layout
+from jobs import commits, layout, versions
 from jobs.environment import Environment, Worker
 from jobs.errors import BadData
 from jobs.stores import Store, open_store, sha256_of
@@ -39,7 +38,7 @@ def key(program: str, env: Environment, worker: Worker, constants: dict[str, obj
     parts = {
         "program": program,
         "sources": {name: sha256_of(here / name) for name in SOURCES},
-        "versions": {name: importlib.metadata.version(name) for name in ("mindspore", "mindone")},
+        "versions": versions.of(("mindspore", "mindone")),
         "machine": platform.machine(),
         "device": env.device,
         "threads": env.threads,

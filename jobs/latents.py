@@ -6,7 +6,6 @@ not depend on the number of workers; kept by encodings. Must not draw random num
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import os
 import platform
@@ -22,7 +21,7 @@ import numpy as np
 from mindspore import Tensor
 from numpy.typing import NDArray
 
-from jobs import draws, model, pixels
+from jobs import draws, model, pixels, versions
 from jobs.compat import eager
 from jobs.data import Captioned
 from jobs.digests import Digests
@@ -225,7 +224,7 @@ def _keys(
     here = Path(__file__).parent
     machine = {
         "sources": {name: sha256_of(here / name) for name in SOURCES},
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": versions.of(PACKAGES),
         # A number of cores changes the last bits (measured); so do kinds of device.
         "device": [env.device, platform.machine()],
         "cores": len(os.sched_getaffinity(0)) if env.device == "CPU" else 0,

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import logging
 import os
-import re
 import signal
 import time
 from pathlib import Path
 from types import FrameType
 
-from jobs import __version__, cgroups, console, several, shares, specs
+from jobs import cgroups, console, several, shares, specs, versions
 from jobs.attempt import Attempt, StopRequest, prepare
 from jobs.environment import Environment, log_to_stdout
 from jobs.errors import BY_CODE, JobError, planned
@@ -26,29 +24,6 @@ from jobs.verdict import tell_end
 from jobs.working import ALONE, World, work
 
 log = logging.getLogger("jobs.runtime")
-
-CANN_VERSION_FILES = (
-    Path("/usr/local/Ascend/ascend-toolkit/latest/version.cfg"),
-    Path("/usr/local/Ascend/cann/version.cfg"),
-)
-
-
-def versions() -> str:
-    """Return `name=version` of all that decides a result; absent parts are left out."""
-    found = [f"jobs={__version__}"]
-    for package in ("mindspore", "mindone"):
-        try:
-            found.append(f"{package}={importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    for path in CANN_VERSION_FILES:
-        if path.is_file():
-            numbers = re.findall(
-                r"\[([^\]]+)\]", path.read_text(encoding="utf-8", errors="replace")
-            )
-            found += [f"cann={numbers[-1]}"] if numbers else []
-            break
-    return " ".join(found)
 
 
 def run(env: Environment, spec: specs.Spec, stop: StopRequest) -> None:
@@ -123,7 +98,8 @@ def main() -> int:
         env = Environment.read()
         spec = specs.parse_json(env.spec)
         digest = hashlib.sha256(env.spec.encode()).hexdigest()[:16]
-        log.info("%s run=%s kind=%s spec=%s", versions(), env.run, spec.kind, digest)
+        told = " ".join(f"{name}={number}" for name, number in versions.all_there().items())
+        log.info("%s run=%s kind=%s spec=%s", told, env.run, spec.kind, digest)
         run(env, spec, stop)
         code, reason = ending(None)
     except Exception as error:

@@ -159,3 +159,8 @@ def counted(count: int, thing: str) -> str:
 
 def _line(text: str) -> str:
     return " ".join(text.split())
+
+
+def printable(text: str) -> str:
+    """Return the text without what a terminal obeys, such as a log or a record may hold."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -16,6 +16,7 @@ from jobs import layout
 from jobs.errors import BY_CODE
 from jobs.prompts import selection
 from jobs.stores import FileStore, Store
+from launcher import output
 from launcher.errors import Misconfigured
 
 Row = dict[str, Any]
@@ -122,9 +123,7 @@ def end(store: Store, run: str) -> Row:
     known = BY_CODE.get(row["code"])
     if known is None:
         return {}
-    # A terminal obeys what a log line may hold.
-    text = str(row.get("reason", known.name))
-    row["reason"] = "".join(letter if letter.isprintable() else "?" for letter in text)
+    row["reason"] = output.printable(str(row.get("reason", known.name)))
     # A cluster, which has namespaces, starts the others again; here a person does.
     row["final"] = known.retry in ("done", "final") or not row.get("namespace")
     return row

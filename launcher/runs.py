@@ -112,6 +112,7 @@ def _text(row: dict[str, Any]) -> str:
         "state": state,
         "reason": row["reason"],
         "progress": how_far(row),
+        "log": row["log"],
         "committed": "" if row["committed"] is None else f"step {row['committed']}",
         "attempts": "" if row["attempts"] is None else str(row["attempts"]),
         "submitted": row["submitted"],
@@ -200,10 +201,20 @@ def described(files: Files) -> dict[str, Any]:
         "resumable": state.resumable,
         "submitted": state.submitted,
         "workers": record.workers,
+        # Compiling takes minutes, and no record tells of it.
+        "log": _newest_line(files) if state.state == "running" else "",
         **asdict(known),
         "seconds_left": left,
         "records": f"{store.url}/{state.name}" if storage.remote(store.url) else str(files.run),
     }
+
+
+def _newest_line(files: Files) -> str:
+    """Return the last line of the run's log; empty if there is none."""
+    lines = (
+        b"".join(localrun.log(files, localrun.tail(files, 1))) if files.console.exists() else b""
+    )
+    return output.printable(lines.decode(errors="replace").strip())
 
 
 def _progress(files: Files, record: Record) -> Progress:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jobs import attempt, commits, layout, results
+from jobs import __version__, attempt, commits, layout, results
 from jobs.attempt import StopRequest
 from jobs.environment import Environment
 from jobs.errors import BadData, PicturesFailed, Unavailable
@@ -108,7 +108,8 @@ def test_the_newest_state_is_restored_with_the_metrics_up_to_it(
     assert (env.work / "restored" / "step-00000020" / "state").read_bytes() == b"20"
     lines = (found.outbox.root / layout.METRICS).read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [5, 15, 20]
-    assert json.loads(store.read("r/spec.json"))["attempts"] == 1
+    record = json.loads(store.read("r/spec.json"))
+    assert (record["attempts"], record["versions"]["jobs"]) == (1, __version__)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "manifest"])

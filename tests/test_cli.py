@@ -342,6 +342,7 @@ def test_ctrl_c_while_waiting_leaves_the_run_going(place):
     assert "Traceback" not in err
     status = json.loads(launch(place, "status", "run", "--json").stdout)
     assert status["state"] == "running"
+    assert "step=" in status["log"], "what it does now"
     done = launch(place, "logs", "run", "-f", "--tail", "1")
     assert done.returncode == 0
     assert done.stdout.endswith("exit=0 results are committed and verified\n")

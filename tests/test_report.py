@@ -26,6 +26,7 @@ SPEC = {
     "prompts": [{"line": 1, "prompt": "x"}],
 }
 START = 1_760_000_000
+VERSIONS = {"jobs": "0.1.0", "mindspore": "2.7.0", "mindone": "0.3.0"}
 
 
 def png(colour, side=16):
@@ -46,7 +47,8 @@ def add(store, run, name, data, **row):
 
 def spec(store, run, document):
     store.write(
-        layout.key(run, layout.SPEC), json.dumps({"spec": document, "attempts": 2}).encode()
+        layout.key(run, layout.SPEC),
+        json.dumps({"spec": document, "attempts": 2, "versions": VERSIONS}).encode(),
     )
 
 
@@ -298,6 +300,7 @@ def test_a_training_page_is_one_file_that_asks_for_nothing(run, training, tmp_pa
     assert [row["step"] for row in found["pictures"]] == [20, 40]
     assert all(row["source"].startswith("data:image/jpeg;base64,") for row in found["pictures"])
     assert found["about"]["attempts"] == 2
+    assert found["about"].items() >= VERSIONS.items()
 
 
 def test_a_timeline_tells_compilation_pauses_and_pictures(run, training, tmp_path):

@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -157,9 +158,10 @@ def submit(given: argparse.Namespace, place: Path, name: str, count: int, **how:
     sizes = {"width": given.side, "height": given.side, "batch_size": given.batch}
     sets = [part for key, value in sizes.items() for part in ("--set", f"{key}={value}")]
     code = "import sys; from launcher.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "submit", "infer", "--backend", "local", "--wait",
-               "--store", place / "runs", "--prompts", prompts, "--steps", given.steps, *sets,
-               "--npus", how.get("npus", 1), "--name", name]  # fmt: skip
+    bound = ["taskset", "-c", how["core"]] if "core" in how else []
+    command = [*bound, sys.executable, "-c", code, "submit", "infer", "--backend", "local",
+               "--wait", "--store", place / "runs", "--prompts", prompts, "--steps", given.steps,
+               *sets, "--npus", how.get("npus", 1), "--name", name]  # fmt: skip
     if given.scheduler:
         command += ["--scheduler", given.scheduler]
     threads = {"LAUNCHER_THREADS": str(how["threads"])} if "threads" in how else {}
@@ -185,19 +187,32 @@ def job(given: argparse.Namespace, place: Path) -> float:
 
 
 def workers(given: argparse.Namespace, place: Path) -> float:
-    """Return the ratio of pictures a second, two workers to one, each with one thread."""
-    rates = {}
+    """Return the ratio of pictures a second, two workers to one, each with one thread, in turns.
+
+    What the machine leaves of it is told too: of two runs of one worker at once, on a core each.
+    """
     for npus in (1, 2):
         submit(given, place, f"warm-{npus}", given.batch * npus, npus=npus, threads=1)
-        found = [
-            submit(given, place, f"run-{npus}-{n}", given.pictures, npus=npus, threads=1)
-            for n in range(given.rounds)
-        ]
-        steady = [result["img_s"] for _, result in found]
-        rates[npus] = statistics.median(steady)
-        overall = [round(given.pictures / seconds, 3) for seconds, _ in found]
-        print(f"{npus} workers: {rates[npus]:.3f} img/s {steady}, whole jobs {overall}")
-    return rates[2] / rates[1]
+    rates: dict[str, list[float]] = {"1 worker": [], "2 workers": [], "two runs at once": []}
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    for n in range(given.rounds):
+        for npus, found in zip((1, 2), rates.values(), strict=False):
+            name = f"run-{npus}-{n}"
+            _, result = submit(given, place, name, given.pictures, npus=npus, threads=1)
+            found.append(result["img_s"])
+        with ThreadPoolExecutor(len(cores)) as both:
+            runs = [
+                both.submit(
+                    submit, given, place, f"apart-{core}-{n}", given.pictures, threads=1, core=core
+                )
+                for core in cores
+            ]
+            rates["two runs at once"].append(sum(run.result()[1]["img_s"] for run in runs))
+    medians = [statistics.median(found) for found in rates.values()]
+    for (name, found), median in zip(rates.items(), medians, strict=True):
+        told = [round(rate, 3) for rate in found]
+        print(f"{name}: {median:.3f} img/s {told}: {median / medians[0]:.2f} of one worker")
+    return medians[1] / medians[0]
 
 
 def pynative(given: argparse.Namespace, place: Path) -> float:
