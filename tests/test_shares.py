@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from jobs.errors import BadData, BadSpec, PicturesFailed, Stopped, Unavailable
 from jobs.outbox import Outbox
 from jobs.rows import known_rows
 from jobs.specs import InferSpec, PromptRow
-from jobs.stores import FileStore
+from jobs.stores import Entry, FileStore
 from jobs.sync import Uploader
 from jobs.working import World
 
@@ -69,6 +70,9 @@ class Node:
 
     def all(self) -> None:
         self.begin()
+        self.do()
+
+    def do(self) -> None:
         self.paint(*self.lines)
         self.summarise()
         self.finish()
@@ -179,6 +183,24 @@ def test_a_row_that_is_missing_is_no_success(nodes: list[Node], store: FileStore
     with pytest.raises(BadData, match="3 rows of 4 pictures"):
         nodes[1].all()
     assert not results.has_result(nodes[1].attempt)
+
+
+@pytest.mark.parametrize("name", [layout.RESULT, layout.PICTURES])
+def test_a_record_that_is_gone_after_it_was_written_is_no_success(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for node in nodes:
+        node.env = dataclasses.replace(node.env, store_deadline_seconds=0.0)
+    nodes[0].all()
+    listed = FileStore.list
+
+    def without(self: FileStore, prefix: str) -> Iterator[Entry]:
+        return (entry for entry in listed(self, prefix) if not entry.key.endswith(f"/{name}"))
+
+    nodes[1].begin()
+    monkeypatch.setattr(FileStore, "list", without)
+    with pytest.raises((Unavailable, OSError), match=f"{name}: is not there after it was written"):
+        nodes[1].do()
 
 
 def test_the_part_of_a_removed_run_is_none(nodes: list[Node], store: FileStore) -> None:
