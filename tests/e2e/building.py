@@ -87,7 +87,7 @@ def arguments(scratch: Path) -> tuple[str, list[str]]:
 def build(scratch: Path) -> str:
     """Build the image as TAG; return its base."""
     base, told = arguments(scratch)
-    buildah("build", "--force-rm", *told, "--tag", TAG, str(ROOT))
+    buildah("build", "--layers", "--force-rm", *told, "--tag", TAG, str(ROOT))
     prune()
     return base
 
