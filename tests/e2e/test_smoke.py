@@ -54,7 +54,7 @@ def test_what_is_fetched_is_what_the_bucket_holds(nodes: Any, first: str) -> Non
 
 
 def test_runs_are_listed_and_reported(nodes: Any, first: str) -> None:
-    rows = {row["name"]: row["state"] for row in json.loads(nodes.launch("list", "--json"))}
+    rows = {row["run"]: row["state"] for row in json.loads(nodes.launch("list", "--json"))}
     assert rows.pop("first-pictures") == "succeeded"
     [(run, state)] = rows.items()
     assert state == "succeeded"
