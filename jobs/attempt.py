@@ -21,6 +21,7 @@ from jobs.environment import Environment
 from jobs.errors import BadData, BadSpec, Unavailable
 from jobs.outbox import Outbox, write_whole
 from jobs.rows import known_rows
+from jobs.stopping import StopRequest
 from jobs.stores import Refused, Store, open_store
 from jobs.sync import Uploader, abort_uploads
 
@@ -34,14 +35,6 @@ STALE = (
 """What an attempt writes into its work directory and the next one must not find."""
 OWNER = "owner.json"
 """The claim of the attempt that last used the work directory."""
-
-
-@dataclass
-class StopRequest:
-    """Set by the signal handler, read by everyone else."""
-
-    since: float | None = None
-    """Moment of the request in monotonic seconds."""
 
 
 @dataclass

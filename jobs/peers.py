@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from jobs.attempt import StopRequest
 from jobs.claims import Claim
 from jobs.environment import Environment
 from jobs.errors import BadSpec, Unavailable
 from jobs.links import Link, Listener, connect
 from jobs.msrun import Master, free_port
+from jobs.stopping import StopRequest
 
 log = logging.getLogger("jobs.peers")
 
@@ -214,6 +214,8 @@ class Member:
             elif (take := _parsed(link.told.get("take"))) and take.claim.epoch > self.epoch:
                 self.epoch = take.claim.epoch
                 return take
+            else:  # it restores and stages; should it end, the link does
+                deadline = time.monotonic() + self.env.rendezvous_seconds
             if time.monotonic() > deadline:
                 raise Unavailable(
                     f"rendezvous: node 0 ({self.env.master}) did not begin within "

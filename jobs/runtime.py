@@ -6,17 +6,19 @@ Restores from the store, runs the workers under msrun and the uploader beside th
 
 from __future__ import annotations
 
+from jobs.stopping import StopRequest, heed
+
+STOP = heed() if __name__ == "__main__" else None
+"""Before all that takes time to import: what comes earlier, PID 1 never hears of."""
+
 import contextlib
 import hashlib
 import logging
 import os
-import signal
-import time
 from pathlib import Path
-from types import FrameType
 
 from jobs import cgroups, console, several, shares, specs, versions
-from jobs.attempt import Attempt, StopRequest, prepare
+from jobs.attempt import Attempt, prepare
 from jobs.environment import Environment, log_to_stdout
 from jobs.errors import BY_CODE, JobError, planned
 from jobs.peers import Lost
@@ -84,15 +86,7 @@ def main() -> int:
     log_to_stdout()
     if line := console.first_line(os.environ):
         log.info("%s", line)
-    stop = StopRequest()
-
-    def on_signal(number: int, _frame: FrameType | None) -> None:
-        if stop.since is None:
-            stop.since = time.monotonic()
-            log.warning("signal=%s; checkpoint and stop", signal.Signals(number).name)
-
-    signal.signal(signal.SIGTERM, on_signal)
-    signal.signal(signal.SIGINT, on_signal)
+    stop = STOP or heed()
     log_file = os.environ.get("TERMINATION_LOG")
     try:
         env = Environment.read()

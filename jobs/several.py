@@ -15,13 +15,14 @@ from collections.abc import Callable
 from contextlib import closing
 
 from jobs import layout, specs
-from jobs.attempt import Attempt, StopRequest, begin, download_twice, patiently, prepare
+from jobs.attempt import Attempt, begin, download_twice, patiently, prepare
 from jobs.environment import Environment
 from jobs.errors import BadData, BadSpec, Stopped, Unavailable
 from jobs.gang import TOO_EARLY
 from jobs.msrun import Master
 from jobs.peers import Head, Lost, Member, Take
 from jobs.results import finished
+from jobs.stopping import StopRequest
 from jobs.stores import open_store
 from jobs.uploading import Uploading
 from jobs.verdict import conclude, judge

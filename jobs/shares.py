@@ -12,11 +12,12 @@ import logging
 from collections.abc import Callable
 
 from jobs import commits, layout, specs
-from jobs.attempt import Attempt, StopRequest, patiently, prepare
+from jobs.attempt import Attempt, patiently, prepare
 from jobs.environment import Environment
 from jobs.errors import BadData
 from jobs.results import finished, has_part, has_result, part_of
 from jobs.rows import gather
+from jobs.stopping import StopRequest
 from jobs.sync import abort_uploads
 from jobs.uploading import Uploading
 from jobs.verdict import conclude, forget_end, judge, painted

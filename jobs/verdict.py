@@ -154,8 +154,13 @@ def judge(attempt: Attempt, ended: int) -> None:
         JobError: with the exit code and the reason that Kubernetes and people see.
     """
     raise_reasons(attempt)
-    if attempt.stop.since is not None and not finished(attempt):
-        now = attempt.progress()
+    try:
+        stopped = attempt.stop.since is not None and not finished(attempt)
+        now = attempt.progress() if stopped else 0
+    except OSError as error:
+        told = f"stopped on request while the store was away: {attempt.env.store}: {error}"
+        raise Unavailable(told) from error
+    if stopped:
         unit = "step" if attempt.spec.kind == "train" else "picture"
         if now > attempt.restored:
             raise Stopped(f"stopped on request: {unit} {now} is committed")

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from jobs import __version__, attempt, commits, layout, results
-from jobs.attempt import StopRequest
 from jobs.environment import Environment
 from jobs.errors import BadData, PicturesFailed, Unavailable
 from jobs.outbox import Outbox
 from jobs.specs import InferSpec, PromptRow, TrainSpec
+from jobs.stopping import StopRequest
 from jobs.stores import FileStore
 
 TRAIN = TrainSpec(model="tiny", data="tiny")

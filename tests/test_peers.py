@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from jobs import links, peers
-from jobs.attempt import StopRequest
 from jobs.claims import Claim
 from jobs.environment import Environment, Worker
 from jobs.errors import BadSpec, Unavailable
 from jobs.gang import Gang
 from jobs.msrun import Master, free_port
 from jobs.peers import Head, Lost, Member
+from jobs.stopping import StopRequest
 
 NOBODY: Callable[[], bool] = lambda: False  # noqa: E731
 
@@ -160,6 +160,7 @@ def test_strangers_are_nobody(world: World) -> None:
     sent = (
         b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b'{"hello": {"index": 9, "uid": "u-1"}}\n',
         b'{"hello": {"index": 1, "uid": "another"}}\n', b'{"hello": 1}\n', b"\xff\n",
+        b"[" * 20_000 + b"\n",
         b'{"hello": {"index": [], "uid": "u-1"}}\n', b"x" * 200_000,
     )  # fmt: skip
     sockets = []
@@ -190,6 +191,20 @@ def test_who_waits_in_vain_says_for_whom(world: World) -> None:
     nowhere = Member(environment(1, 2, rendezvous_seconds=1, master="run-0.peers.invalid"))
     with pytest.raises(Unavailable, match=r"did not begin within 1 s: .*[Nn]ame"):
         nowhere.take(StopRequest(), NOBODY)
+
+
+def test_who_is_there_is_waited_for(world: World) -> None:
+    """Node 0 may restore and stage for longer than a rendezvous may last."""
+    patient = world.member(1, rendezvous_seconds=1)
+    taken: list[object] = []
+    thread = threading.Thread(target=lambda: taken.append(patient.take(StopRequest(), NOBODY)))
+    thread.start()
+    time.sleep(2.5)
+    assert thread.is_alive()
+    other = world.member(2)
+    world.begin(1, other)
+    thread.join(5)
+    assert taken != []
 
 
 def test_a_stop_ends_every_wait(world: World) -> None:

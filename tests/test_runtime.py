@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from jobs import cgroups, msrun, verdict, working
-from jobs.attempt import Attempt, StopRequest
+from jobs.attempt import Attempt
 from jobs.cgroups import GIB, Memory
 from jobs.claims import Claim
 from jobs.environment import Environment
@@ -29,6 +29,7 @@ from jobs.errors import (
 )
 from jobs.outbox import Outbox
 from jobs.specs import TrainSpec, to_json
+from jobs.stopping import StopRequest
 from jobs.stores import FileStore
 
 GOOD = {
@@ -81,6 +82,22 @@ def test_what_cannot_be_run_is_one_line_and_78(
     assert message.count("\n") == 1
     assert "Traceback" not in output
     assert message.strip().partition(" ")[2] in output
+
+
+def test_a_stop_is_heard_while_the_supervisor_still_imports(tmp_path: Path) -> None:
+    ours = GOOD | {"JOB_STORE": str(tmp_path / "store"), "JOB_WORK": str(tmp_path / "work")}
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-m", "jobs.runtime"],
+        env={**os.environ, **ours}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.rstrip().endswith("| hashlib"):  # the first that follows the handler
+            break
+    process.terminate()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 69
+    assert "stopped on request" in output
 
 
 def test_the_first_line_tells_versions_and_the_spec_but_no_secret(tmp_path: Path) -> None:
@@ -189,6 +206,18 @@ def test_the_end_of_the_workers_is_translated(attempt: Attempt) -> None:
     assert end(0) is PicturesFailed
     attempt.outbox.fail(0, 78, "precision")
     assert end(1) is BadSpec, "the lowest rank speaks"
+
+
+def test_a_stop_while_the_store_is_away_is_told_as_both(
+    attempt: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(store: FileStore, key: str) -> bytes:
+        raise OSError("no route")
+
+    attempt.stop.since = time.monotonic()
+    monkeypatch.setattr(FileStore, "read", away)
+    with pytest.raises(Unavailable, match="stopped on request while the store was away: .*route"):
+        verdict.judge(attempt, 0)
 
 
 def test_what_the_kernel_killed_is_told_as_memory_whoever_noticed(

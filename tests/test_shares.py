@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from jobs import attempt, claims, layout, results, shares, sync, verdict
-from jobs.attempt import Attempt, StopRequest
+from jobs.attempt import Attempt
 from jobs.environment import Environment
 from jobs.errors import BadData, BadSpec, PicturesFailed, Stopped, Unavailable
 from jobs.outbox import Outbox
 from jobs.rows import known_rows
 from jobs.specs import InferSpec, PromptRow
+from jobs.stopping import StopRequest
 from jobs.stores import Entry, FileStore
 from jobs.sync import Uploader
 from jobs.working import World

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from jobs import claims, commits, layout, uploading
-from jobs.attempt import Attempt, StopRequest
+from jobs.attempt import Attempt
 from jobs.environment import Environment
 from jobs.errors import JobError, Unavailable
 from jobs.specs import TrainSpec, to_json
+from jobs.stopping import StopRequest
 from jobs.stores import FileStore
 from jobs.uploading import Uploading, upload_seconds
 
