@@ -24,7 +24,7 @@ RUN { getent group 1000 || groupadd --gid 1000 jobs; } \
 # ascend: MindSpore for NPUs, CANN's own te and hccl, and sympy, which te needs. cpu: the extra.
 ARG FRAMEWORK=ascend
 ARG MINDSPORE_VERSION=2.5.0
-# Where the wheel is, if not at MindSpore's own place of release.
+# Where the wheel is, if not at MindSpore's own place of release; with #sha256=... at its end, pip checks it.
 ARG MINDSPORE_WHEEL=
 
 # The packages come before the code: a change of jobs/ costs seconds. The virtual environment sees
@@ -51,11 +51,13 @@ rows += [row for extra in sys.argv[1].split() for row in project['optional-depen
 print(*rows, sep='\n')" "${extras}" > requirements.txt \
     && /opt/venv/bin/pip install --no-cache-dir -c constraints.txt -r requirements.txt "$@"
 
-# A path file, not PYTHONPATH: a manifest's `env` may replace the latter.
+# A path file, not PYTHONPATH: a manifest's `env` may replace the latter. The files' modes are the
+# builder's, whose umask may keep them from others.
 COPY jobs /opt/app/jobs
 RUN /opt/venv/bin/python -c "import pathlib, sysconfig; \
 pathlib.Path(sysconfig.get_path('purelib'), 'jobs.pth').write_text('/opt/app\n')" \
-    && /opt/venv/bin/python -m compileall -q /opt/app
+    && /opt/venv/bin/python -m compileall -q /opt/app \
+    && chmod -R a+rX /opt/app
 
 # The base points ASDOPS_LOG_PATH at /root, and CANN's set_env.sh at the home folder.
 # An image for CPU computes there, whatever device a manifest names.

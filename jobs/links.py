@@ -88,7 +88,7 @@ class Link:
             try:
                 for line in lines:
                     self._hear(json.loads(line))
-            except ValueError:
+            except (ValueError, RecursionError):
                 self._lose("does not speak our language")
             if len(begun) > MOST_BYTES:
                 self._lose("does not end its message")
