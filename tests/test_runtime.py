@@ -216,7 +216,7 @@ def test_a_stop_while_the_store_is_away_is_told_as_both(
 
     attempt.stop.since = time.monotonic()
     monkeypatch.setattr(FileStore, "read", away)
-    with pytest.raises(Unavailable, match="stopped on request while the store was away: .*route"):
+    with pytest.raises(Unavailable, match=r"stopped on request while the store was away: .*route"):
         verdict.judge(attempt, 0)
 
 

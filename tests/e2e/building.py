@@ -6,12 +6,14 @@ They and the stand-in lie in $XDG_CACHE_HOME/ascend-diffusion-jobs (or ~/.cache/
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -92,6 +94,47 @@ def build(scratch: Path) -> str:
     return base
 
 
+def build_for_npus(scratch: Path, base: str) -> str:
+    """Build what ships, with empty wheels in place of MindSpore's and CANN's; return its name.
+
+    They lie where they do in the real base and hold nothing; MindSpore's asks for the packages that
+    this machine's does.
+    """
+    made, name = "localhost/cann-stand-in:wheels", "localhost/ascend-diffusion-jobs:npu"
+    lib = "/usr/local/Ascend/ascend-toolkit/latest/lib64/"
+    container = buildah("from", "--pull-never", base)
+    try:
+        for package, version in (("te", "0.4.0"), ("hccl", "0.1.0")):
+            buildah("copy", container, str(wheel(scratch, package, version)), lib)
+        tag = f"cp311-cp311-linux_{os.uname().machine}"
+        needs = importlib.metadata.requires("mindspore") or ()
+        found = wheel(scratch, "mindspore", "2.5.0", tag, needs)
+        buildah("copy", container, str(found), "/opt/wheels/")
+        buildah("commit", "--quiet", container, made)
+    finally:
+        buildah("rm", container)
+    words = {"BASE_IMAGE": made, "MINDSPORE_WHEEL": f"/opt/wheels/{found.name}"}
+    told = [part for row in words.items() for part in ("--build-arg", "=".join(row))]
+    buildah("build", *told, *pip_settings(scratch), "--tag", name, str(ROOT))
+    return name
+
+
+def wheel(
+    folder: Path, name: str, version: str, tag: str = "py3-none-any", needs: Sequence[str] = ()
+) -> Path:
+    """Write a wheel with an empty package; return its path."""
+    lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
+    lines += [f"Requires-Dist: {need}" for need in needs]
+    about = f"{name}-{version}.dist-info"
+    path = folder / f"{name}-{version}-{tag}.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{name}/__init__.py", "")
+        archive.writestr(f"{about}/METADATA", "\n".join(lines) + "\n")
+        archive.writestr(f"{about}/WHEEL", f"Wheel-Version: 1.0\nTag: {tag}\n")
+        archive.writestr(f"{about}/RECORD", "")
+    return path
+
+
 def prune() -> None:
     """Remove the layers of former states, 3 GB each; one in use by another run stays."""
     subprocess.run(["buildah", "rmi", "--prune"], capture_output=True, check=False)
@@ -115,6 +158,6 @@ def layer_bytes(graph: Path, name: str) -> list[int]:
     at = next(row["layer"] for row in images if row["id"] == image)
     sizes: list[int] = []
     while at:
-        sizes.insert(0, int(layers[at].get("diff-size", 0)))
+        sizes.insert(0, int(layers[at]["diff-size"]))
         at = layers[at].get("parent", "")
     return sizes

@@ -176,10 +176,18 @@ class Nodes:
 
     def pods(self, run: str) -> list[Any]:
         """Return the run's pods that are not on their way out, by index."""
-        rows = self.get("pods", "-l", f"batch.kubernetes.io/job-name={run}")["items"]
         label = "batch.kubernetes.io/job-completion-index"
-        here = [row for row in rows if not row["metadata"].get("deletionTimestamp")]
+        here = [row for row in self._pods(run) if not row["metadata"].get("deletionTimestamp")]
         return sorted(here, key=lambda row: row["metadata"]["labels"][label])
+
+    def living(self, run: str) -> list[Any]:
+        """Return the run's pods that have not ended, those on their way out too."""
+        over = ("Succeeded", "Failed")
+        return [row for row in self._pods(run) if row["status"]["phase"] not in over]
+
+    def _pods(self, run: str) -> list[Any]:
+        found: list[Any] = self.get("pods", "-l", f"batch.kubernetes.io/job-name={run}")["items"]
+        return found
 
     def words(self) -> str:
         """Return what there is to see, for a test that fails."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -50,6 +51,8 @@ class Run:
     ) -> None:
         self.nodes, self.name, self.words = nodes, name, words
         self.store = nodes.bucket / "e2e" / name
+        self.seen = 0
+        """The newest step that was known to be committed before something happened."""
         if change is None:
             nodes.launch(*words, "--name", name)
         else:
@@ -66,7 +69,8 @@ class Run:
         """Wait until there are that many more commits; return the newest step."""
         want = self.committed() + more * SAVE_EVERY
         wait_for(f"a commit of step {want}", lambda: self.committed() >= want)
-        return self.committed()
+        self.seen = self.committed()
+        return self.seen
 
     def processes(self, program: str, index: int) -> list[int]:
         """Return the processes of one pod that run a module of ours or of MindSpore's."""
@@ -100,6 +104,31 @@ class Run:
         found = self.tell()
         assert found["state"] == "succeeded", found
         return found
+
+    def resumed(self, *, stopped: bool = False) -> None:
+        """Make sure that the newest attempt went on from what was committed, at least.
+
+        A run that begins anew ends with the same bits: only the log tells.
+
+        Args:
+            stopped: whether a pod was told to stop, and has committed what it had first.
+        """
+        text = self.nodes.launch("logs", self.name)
+        found = re.findall(r"attempt=(\d+) restored=(\d+)", text)
+        attempts = {int(attempt): int(step) for attempt, step in found}
+        assert len(attempts) > 1, found
+        assert attempts[max(attempts)] >= self.seen > 0, found
+        assert not stopped or re.search(r"signal=SIGTERM.*exit=75 ", text, re.S), text[-3000:]
+
+    def failures(self, index: int) -> tuple[int, int]:
+        """Return how many pods of an index have failed, counted and not, before its newest one."""
+        prefix = "batch.kubernetes.io/job-index-"
+        rows = {row["metadata"]["uid"]: row["metadata"] for row in self.nodes.pods(self.name)}
+        marks = rows[self.uid(index)]["annotations"]
+        counted, ignored = (
+            int(marks.get(f"{prefix}{kind}-count", 0)) for kind in ("failure", "ignored-failure")
+        )
+        return counted, ignored
 
     def tell(self) -> dict[str, Any]:
         """Return what `status` says, and print it."""

@@ -27,6 +27,7 @@ def test_deleted_pod_commits_and_is_replaced(start: Any, calm: Any, nodes: Any, 
     run.end()
     after = [run.uid(0), run.uid(1)]
     assert [a == b for a, b in zip(before, after, strict=True)] == [i != index for i in range(2)]
+    run.resumed(stopped=True)
     assert run.state() == calm[TWO]
 
 
@@ -39,10 +40,12 @@ def test_killed_process_costs_its_pod_alone(
 ) -> None:
     run = start()
     run.train_on()
-    other = run.uid(1 - index)
+    mine, other = run.uid(index), run.uid(1 - index)
     run.kill(program, index)
     run.end()
+    assert run.uid(index) != mine
     assert run.uid(1 - index) == other
+    run.resumed()
     assert run.state() == calm[TWO]
 
 
@@ -56,6 +59,7 @@ def test_drained_pod_goes_on_elsewhere(start: Any, calm: Any, nodes: Any) -> Non
         run.end()
         [again] = nodes.pods(run.name)
         assert again["spec"]["nodeName"] != node
+        run.resumed(stopped=True)
     finally:
         nodes.kubectl("uncordon", node)
     assert run.state() == calm[ONE]
@@ -80,10 +84,12 @@ def test_store_that_is_away_for_two_minutes_costs_nothing(
 ) -> None:
     run = start()
     run.train_on()
+    uids = [run.uid(0), run.uid(1)]
     nodes.s3.stop()
     time.sleep(120)
     nodes.s3.start()
     run.end()
+    assert [run.uid(0), run.uid(1)] == uids
     assert run.state() == calm[TWO]
 
 
@@ -123,6 +129,7 @@ def test_a_node_that_is_gone_for_good_costs_what_was_not_committed(
         run.end()
         assert run.committed() > before
         assert [row["spec"]["nodeName"] for row in nodes.pods(run.name)] != [node]
+        run.resumed()
     finally:
         nodes.start_service(f"containerd-{number}")
         nodes.start_service(f"kubelet-{number}")
@@ -137,7 +144,7 @@ def test_cancel_of_a_run_that_waits_for_a_node_leaves_nothing(start: Any, nodes:
         run = start()
         run.says("pending", "cordon")
         nodes.launch("cancel", run.name)
-        wait_for("the pods' end", lambda: not nodes.pods(run.name), 30)
+        wait_for("the pods' end", lambda: not nodes.living(run.name), 30)
     finally:
         nodes.kubectl("uncordon", *names)
     assert not run.store.exists()
@@ -153,8 +160,9 @@ def test_cancel_ends_all_pods_and_keeps_what_is_committed(
     else:
         wait_for(phase, lambda: run.processes("jobs.runtime", 0))
     before = run.committed()
-    nodes.launch("cancel", run.name)
-    wait_for("the pods' end", lambda: not nodes.pods(run.name), 60)
+    # Sooner than the grace period ends: who does not hear of it would be killed then.
+    nodes.launch("cancel", run.name, seconds=45)
+    wait_for("the pods' end", lambda: not nodes.living(run.name), 60)
     assert not run.processes("jobs.worker", 0) + run.processes("jobs.worker", 1)
     assert run.committed() >= before
     if phase == "training":
@@ -173,7 +181,7 @@ def test_cancel_while_the_store_is_away_keeps_what_is_committed(
         assert run.processes("jobs.sync", 0)
         before = run.committed()
         nodes.launch("cancel", run.name)
-        wait_for("the pods' end", lambda: not nodes.pods(run.name), 60)
+        wait_for("the pods' end", lambda: not nodes.living(run.name), 60)
     finally:
         nodes.s3.start()
     assert run.committed() == before

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import pytest
-from building import ROOT, TAG, build, buildah, config_of, layer_bytes, storage
+from building import ROOT, TAG, build, build_for_npus, buildah, config_of, layer_bytes, storage
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -138,6 +138,38 @@ def test_packages_are_the_pinned_ones(image: Image) -> None:
     assert len(inside & pins) > 20
     assert {row.partition("==")[0] for row in inside - pins} == {"mindspore"}
     assert image.run(["ip", "-j", "addr"]).returncode == 0
+
+
+def test_the_image_for_npus_is_built_of_what_the_base_brings(
+    image: Image, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    base = image.config["Labels"]["org.opencontainers.image.base.name"]
+    name = build_for_npus(tmp_path_factory.mktemp("npu"), base)
+    container = buildah("from", "--pull-never", name)
+    try:
+        listed = buildah("run", "--isolation", "chroot", container, "--", "python", "-m", "pip",
+                         "list", "--format=freeze")  # fmt: skip
+        config = config_of(name)
+    finally:
+        buildah("rm", container)
+        buildah("rmi", name)
+    found = {row.lower().replace("_", "-") for row in listed.splitlines()}
+    assert found >= {"mindspore==2.5.0", "mindone==0.3.0", "te==0.4.0", "hccl==0.1.0"}
+    assert "JOB_FRAMEWORK=ascend" in config["Env"]
+    pins = set((ROOT / "constraints.txt").read_text().splitlines())
+    own = {"mindspore", "te", "hccl", "sympy", "mpmath", "pip", "setuptools"}
+    assert {row.partition("==")[0] for row in found - pins} <= own
+
+
+def test_a_framework_that_there_is_not_is_named(image: Image) -> None:
+    base = image.config["Labels"]["org.opencontainers.image.base.name"]
+    words = ("--build-arg", f"BASE_IMAGE={base}", "--build-arg", "FRAMEWORK=gpu")
+    ended = subprocess.run(
+        ["buildah", "build", "--layers", "--force-rm", *words, str(ROOT)], capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode != 0
+    assert "FRAMEWORK is 'gpu': it must be ascend or cpu" in ended.stdout + ended.stderr
 
 
 def test_it_runs_the_main_job(image: Image) -> None:

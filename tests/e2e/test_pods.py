@@ -104,6 +104,8 @@ def test_a_worker_that_the_kernel_kills_for_memory_costs_an_attempt(
     run.says("out of memory", "peak 3.0 GiB of 3.0 GiB")
     run.end()
     assert run.uid(0) != first
+    assert run.failures(0) == (1, 0)
+    run.resumed()
     assert run.state() == calm[ONE]
 
 
@@ -120,11 +122,14 @@ def small(job: Any, main: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
-    [(in_memory, ("69", "No space left on device")), (small, ("evicted", "exceeds the limit"))],
+    ("change", "words", "failures"),
+    [
+        (in_memory, ("69", "No space left on device"), (1, 0)),
+        (small, ("evicted", "exceeds the limit"), (0, 1)),
+    ],
 )
-def test_a_disk_that_is_full_costs_an_attempt(
-    start: Any, calm: Any, change: Any, words: tuple[str, ...]
+def test_a_disk_that_is_full_costs_a_pod(
+    start: Any, calm: Any, change: Any, words: tuple[str, ...], failures: tuple[int, int]
 ) -> None:
     run = start(*ONE, change=change)
     run.train_on()
@@ -138,6 +143,8 @@ def test_a_disk_that_is_full_costs_an_attempt(
     run.says(*words)
     run.end()
     assert run.uid(0) != first
+    assert run.failures(0) == failures
+    run.resumed()
     assert run.state() == calm[ONE]
 
 
@@ -155,7 +162,7 @@ def test_what_is_missing_is_named(
         monkeypatch.setenv(name, value)
     run = start(*ONE)
     found = run.says(told)
-    assert found["state"] == "pending", found
+    assert (found["state"], found["stuck"]) == ("starting", True), found
     nodes.launch("cancel", run.name, "--now")
 
 
