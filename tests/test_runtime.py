@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -180,6 +181,7 @@ def attempt(tmp_path: Path) -> Attempt:
         stall_seconds=5,
     )  # fmt: skip
     claim = Claim("", "", "u", 1)
+    env.work.mkdir()
     return Attempt(env, spec, FileStore(tmp_path / "store"), claim, StopRequest())
 
 
@@ -243,6 +245,17 @@ def test_a_full_disk_is_told_with_the_outage_that_filled_it(attempt: Attempt) ->
     attempt.outbox.away.write_text(f"{time.time() - 600:.0f} reset by peer")
     with pytest.raises(Unavailable, match=r"device \(the store has been away for 60\d s: reset by"):
         verdict.raise_reasons(attempt)
+
+
+def test_a_full_disk_is_told_where_nothing_could_be_written(
+    attempt: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = iter((1 << 10, 1 << 30))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=next(free)))
+    with pytest.raises(Unavailable, match=r"left no reason; No space left on device: .*work$"):
+        verdict.judge(attempt, 69)
+    with pytest.raises(Unavailable, match=r"left no reason; see the workers' logs$"):
+        verdict.judge(attempt, 69)
 
 
 def test_success_needs_the_result_in_the_store(attempt: Attempt) -> None:
