@@ -109,11 +109,11 @@ def build_for_npus(scratch: Path, base: str) -> str:
         tag = f"cp311-cp311-linux_{os.uname().machine}"
         needs = importlib.metadata.requires("mindspore") or ()
         found = wheel(scratch, "mindspore", "2.5.0", tag, needs)
-        buildah("copy", container, str(found), "/opt/wheels/")
+        buildah("copy", container, str(found), f"/opt/{found.name}")
         buildah("commit", "--quiet", container, made)
     finally:
         buildah("rm", container)
-    words = {"BASE_IMAGE": made, "MINDSPORE_WHEEL": f"/opt/wheels/{found.name}"}
+    words = {"BASE_IMAGE": made, "MINDSPORE_WHEEL": f"/opt/{found.name}"}
     told = [part for row in words.items() for part in ("--build-arg", "=".join(row))]
     buildah("build", *told, *pip_settings(scratch), "--tag", name, str(ROOT))
     return name
