@@ -1,6 +1,7 @@
 """Owns the names of runs: what is legal, what to suggest, how a fresh one is made. Pure.
 
 A run's name is the Job's name, a folder of the store and the first part of each pod's host name.
+Says of the objects beside it, too, whether Kubernetes lets them be called so.
 Must not ask a cluster or a store whether a name is free.
 """
 
@@ -10,11 +11,12 @@ import re
 from datetime import UTC, datetime
 
 from jobs.layout import CACHE
-from launcher.errors import Usage
+from launcher.errors import Misconfigured, Usage
 
 LONGEST = 63
 """Characters of a DNS label (RFC 1123, section 2.1); a pod's host name is one."""
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+_LONGEST_SUBDOMAIN = 253  # Kubernetes, "Object names and IDs"
 _RESERVED = (CACHE,)  # lies beside the runs in the store (jobs.layout)
 _SIGNS = "0123456789abcdefghjkmnpqrstvwxyz"  # 32 signs, so a byte maps evenly; no i, l, o, u
 
@@ -46,6 +48,27 @@ def check(name: str, nodes: int = 1) -> None:
     else:
         return
     raise Usage(f"--name {_quoted(name)}: {wrong}", f"--name {suggest(name, nodes)}")
+
+
+def check_object(name: str, where: str, *, dots: bool) -> None:
+    """Check that an object of the cluster can have `name`.
+
+    Args:
+        name: of the object.
+        where: whose value it is.
+        dots: whether labels may be joined by dots: a DNS subdomain, as of Secrets and accounts; a
+            namespace is one label.
+
+    Raises:
+        Misconfigured: no object can.
+    """
+    labels, room = (name.split("."), _LONGEST_SUBDOMAIN) if dots else ([name], LONGEST)
+    if len(name) > room or not all(map(_LABEL.fullmatch, labels)):
+        signs = "digits, inner dashes and dots" if dots else "digits and inner dashes"
+        raise Misconfigured(
+            f"{where}: {_quoted(name)} is no name of an object",
+            f"lower case letters, {signs}, {room} at most",
+        )
 
 
 def suggest(name: str, nodes: int = 1) -> str:

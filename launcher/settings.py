@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from jobs.access import ADDRESSING, CHECKSUMS
+from launcher import names
 from launcher.errors import Misconfigured, NotFound
 
 FILE = "launcher.toml"
@@ -155,8 +156,8 @@ def load(
         if name.startswith(PREFIX) and name != CONFIG_VARIABLE and text:
             key = name.removeprefix(PREFIX).lower()
             if key not in _DEFAULTS:
-                names = [PREFIX + known.upper() for known in _DEFAULTS]
-                raise Misconfigured(f"{name}: no such variable", near(name, names))
+                known = [PREFIX + field.upper() for field in _DEFAULTS]
+                raise Misconfigured(f"{name}: no such variable", near(name, known))
             force(key, _number(text) if isinstance(_DEFAULTS[key], int) else text, name, name)
     for key, value in flags.items():
         flag = _FLAGS.get(key, f"--{key.replace('_', '-')}")
@@ -185,9 +186,9 @@ def near(word: str, known: Iterable[str]) -> str:
     """Return a hint that names what `word` was probably meant to be, or all there is."""
     import difflib
 
-    names = list(known)
-    found = difflib.get_close_matches(word, names, n=3)
-    return f"did you mean {' or '.join(found)}?" if found else f"there are {', '.join(names)}"
+    words = list(known)
+    found = difflib.get_close_matches(word, words, n=3)
+    return f"did you mean {' or '.join(found)}?" if found else f"there are {', '.join(words)}"
 
 
 _DEFAULTS: dict[str, str | int] = asdict(Target())
@@ -200,6 +201,7 @@ _CHOICES = {
 }
 _FLAGS = {"priority_class": "--priority"}
 """Flags that are not called as their field."""
+_OBJECTS = ("namespace", "service_account", "image_pull_secret", "store_secret", "hub_secret")
 _ENDPOINTS = ("store_endpoint", "store_endpoint_here")
 _REGION = re.compile(r"[A-Za-z0-9-]*")
 
@@ -248,6 +250,8 @@ def _checked(key: str, value: object, where: str) -> str | int:
         what = key.removeprefix("store_").replace("_", " ")
         known = filter(None, _CHOICES[key])
         raise Misconfigured(f"{where}: no such {what} {value!r}", near(value, known))
+    if key in _OBJECTS and value:
+        names.check_object(value, where, dots=key != "namespace")
     if key in _ENDPOINTS and value:
         return _endpoint(value, where)
     if key == "store_region" and not _REGION.fullmatch(value):

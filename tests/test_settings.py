@@ -12,7 +12,7 @@ from launcher.errors import Misconfigured, NotFound
 from launcher.settings import Target, example, load
 
 DEFAULTS = asdict(Target())
-TEXTS = ("image", "namespace", "store_secret")
+TEXTS = ("image", "resource", "server")
 NUMBERS = ("retries", "threads", "ttl_hours")
 LAYERS = ("toml", "environment", "flags")
 VALUES = st.fixed_dictionaries(
@@ -128,6 +128,29 @@ def test_a_bad_variable_is_told_by_name(tmp_path, variables, told):
     with pytest.raises(Misconfigured, match=told) as caught:
         load({}, cwd=tmp_path, environment=variables)
     assert "hunter2" not in caught.value.text
+
+
+SECRETS = ("service_account", "image_pull_secret", "store_secret", "hub_secret")
+
+
+@pytest.mark.parametrize("key", ["namespace", *SECRETS])
+@pytest.mark.parametrize("value", ["Bad Name", "Bad_Name", "a b", "A", "-a", "a..b", "a" * 254])
+def test_a_name_that_no_object_has_is_told_by_its_setting(key, value):
+    with pytest.raises(Misconfigured) as caught:
+        load({}, environment={f"LAUNCHER_{key.upper()}": value})
+    assert caught.value.text.startswith(f"LAUNCHER_{key.upper()}: {value[:20]!r}"[:-1])
+    assert "is no name of an object" in caught.value.text
+    assert "lower case letters" in caught.value.hint
+
+
+def test_the_names_that_objects_have_pass():
+    for key in SECRETS:
+        for value in ("keys", "team.art-1", "a" * 253, ""):
+            assert getattr(load({key: value}, environment={}).target, key) == value
+    assert load({"namespace": "a" * 63}, environment={}).target.namespace == "a" * 63
+    for value in ("team.art", "a" * 64):
+        with pytest.raises(Misconfigured, match="is no name of an object"):
+            load({"namespace": value}, environment={})
 
 
 @pytest.mark.parametrize(
