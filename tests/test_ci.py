@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import socket
@@ -87,3 +88,27 @@ def test_what_is_pinned_elsewhere_is_audited_as_well() -> None:
     assert f"mindspore=={version.group(1)}" in words
     assert set(project["optional-dependencies"]["cpu"]) <= words
     assert set(re.findall(r"[a-z]+==[0-9.]*[0-9]", dockerfile)) <= words
+
+
+def test_the_exceptions_of_the_audit_rest_on_what_the_jobs_use() -> None:
+    """Of transformers CLIP alone, and nothing of MindSpore's data sets or of OpenCV."""
+    modules = [ast.parse(path.read_text()) for path in (ROOT / "jobs").rglob("*.py")]
+    nodes = [node for module in modules for node in ast.walk(module)]
+    taken = {
+        (node.module, alias.name)
+        for node in nodes
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+    }
+    whole = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    of_transformers = {name for module, name in taken if re.match(r"(mindone\.)?transf", module)}
+    assert of_transformers == {
+        "CLIPTokenizer", "CLIPTextConfig", "CLIPTextModel", "CLIPTextModelWithProjection",
+    }  # fmt: skip
+    assert {row for row in whole if "transformers" in row} <= {"mindone.transformers"}
+    modules_of = {*whole, *(f"{module}.{name}" for module, name in taken)}
+    assert not [row for row in modules_of if re.match(r"cv2|torch|mindspore\.dataset", row)]
+    words = {node.attr for node in nodes if isinstance(node, ast.Attribute)} | {
+        node.arg for node in nodes if isinstance(node, ast.keyword)
+    }
+    assert "trust_remote_code" not in words
