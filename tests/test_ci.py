@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import socket
 import subprocess
 import threading
@@ -112,3 +113,16 @@ def test_the_exceptions_of_the_audit_rest_on_what_the_jobs_use() -> None:
         node.arg for node in nodes if isinstance(node, ast.keyword)
     }
     assert "trust_remote_code" not in words
+
+
+def test_e2e_without_pytest_says_so_before_it_installs_anything(tmp_path: Path) -> None:
+    for program in ("bash", "dirname", "readlink"):  # no apt-get: a test installs nothing
+        (tmp_path / program).symlink_to(shutil.which(program) or "")
+    given = {"PATH": str(tmp_path), "KUBEBUILDER_ASSETS": "/", "NODES_COMMAND": "/"}
+    ended = subprocess.run(
+        [tmp_path / "bash", ROOT / ".ci" / "e2e"], env=given, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False, timeout=60,
+    )  # fmt: skip
+    (line,) = ended.stdout.splitlines()
+    assert ended.returncode == 1
+    assert line.startswith("e2e: there is no pytest on PATH: ")
