@@ -85,6 +85,8 @@ SUBDOMAIN = "peers"
 """The headless Service of k8s/base."""
 MASTER_PORT = 8118
 """msrun's own default; each pod has its own address, so that no two runs share it."""
+HCCL_SECONDS = (120, 7200)
+"""Least and most of HCCL_CONNECT_TIMEOUT (CANN 8.0, environment variables)."""
 HCCN_FILE = "/etc/hccn.conf"
 """Addresses of the node's RoCE interfaces, which HCCL speaks over several nodes by."""
 
@@ -158,7 +160,7 @@ def _decided(
         nodes=nodes,
         resource=target.resource or devices.resource(plugin, server),
         environment=_environment(spec_json, target, name, npus, nodes, grace)
-        | _threads(spec, target, npus, cores)
+        | (_threads(spec, target, npus, cores) if target.backend == "local" else _patience(target))
         | (_rendezvous(name, target) if world else {}),
         labels={
             "app.kubernetes.io/managed-by": "launcher",
@@ -239,15 +241,24 @@ def _environment(
 
 
 def _threads(spec: Spec, target: Target, npus: int, cores: int) -> dict[str, str]:
-    """Return how this machine's cores are shared out; on an NPU nobody asks.
+    """Return how this machine's cores are shared out.
 
     A picture's bits depend on it, and shall not on the number of workers: who wants more of the
     machine's cores for painting takes more workers.
     """
-    if target.backend != "local":
-        return {}
     share = max(1, cores // npus) if spec.kind == "train" else 1
     return {"JOB_THREADS": str(target.threads or share)}
+
+
+def _patience(target: Target) -> dict[str, str]:
+    """Return how long HCCL waits for the other ranks, which may still compile: 40 minutes of 45.
+
+    Shorter than the stall limit, so that HCCL's own error is what one reads. HCCL's least is longer
+    than a limit below three minutes.
+    """
+    least, most = HCCL_SECONDS
+    seconds = str(min(max(target.stall_minutes * 60 * 8 // 9, least), most))
+    return {"HCCL_CONNECT_TIMEOUT": seconds, "HCCL_EXEC_TIMEOUT": seconds}
 
 
 def _rendezvous(name: str, target: Target) -> dict[str, str]:

@@ -46,7 +46,19 @@ def test_the_environment_is_the_contract_with_the_supervisor() -> None:
         "JOB_STALL_SECONDS": "2700",
         "JOB_STORE_DEADLINE_SECONDS": "1800",
         "JOB_GRACE_SECONDS": "60",
+        "HCCL_CONNECT_TIMEOUT": "2400",
+        "HCCL_EXEC_TIMEOUT": "2400",
     }
+
+
+@pytest.mark.parametrize(
+    ("minutes", "hccl"), [(1, 120), (3, 160), (45, 2400), (90, 4800), (600, 7200)]
+)
+def test_hccl_gives_up_before_the_stall_limit_where_it_can(minutes: int, hccl: int) -> None:
+    found = made(target=dataclasses.replace(CLUSTER, stall_minutes=minutes)).environment
+    assert found["HCCL_CONNECT_TIMEOUT"] == found["HCCL_EXEC_TIMEOUT"] == str(hccl)
+    assert hccl < int(found["JOB_STALL_SECONDS"]) or minutes < 3
+    assert "HCCL_EXEC_TIMEOUT" not in made(target=LOCAL, npus=1).environment
 
 
 def test_a_hub_mirror_is_handed_on() -> None:
