@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # brings pydantic
     from jobs.specs import Spec
 
 Manifest = Mapping[str, Any]
+_SILENT_MINUTES = 30
+"""How long graph compilation may take without a line (settings.Target.stall_minutes)."""
 
 
 def warnings(spec: Spec, target: Target, plan: JobPlan, base: Manifest) -> list[str]:
@@ -35,6 +37,7 @@ def warnings(spec: Spec, target: Target, plan: JobPlan, base: Manifest) -> list[
         *_nodes(target, plan),
         *_idle(spec, plan),
         *_clock(target, plan),
+        *_stall(target),
         *_store(target, base),
         *_paths(spec, base),
     ]
@@ -90,6 +93,14 @@ def _clock(target: Target, plan: JobPlan) -> Iterator[str]:
         yield (
             "--max-duration: counts from the create, so that the time in the queue is part of it;"
             " only Kueue stops the clock there"
+        )
+
+
+def _stall(target: Target) -> Iterator[str]:
+    if target.stall_minutes < _SILENT_MINUTES:
+        yield (
+            f"stall_minutes {target.stall_minutes}: on NPUs a worker that compiles its graphs is"
+            f" silent for up to {_SILENT_MINUTES} minutes, and would be ended as stalled"
         )
 
 

@@ -127,6 +127,13 @@ def test_a_clock_that_runs_in_the_queue_is_told() -> None:
     assert line.startswith("--max-duration: counts from the create")
 
 
+def test_a_stall_limit_that_compiling_may_pass_is_told() -> None:
+    assert told(target=where(stall_minutes=30)) == []
+    (line,) = told(target=where(stall_minutes=29))
+    assert line.startswith("stall_minutes 29: ")
+    assert "30 minutes" in line
+
+
 def test_a_grace_that_the_cluster_cuts_is_told() -> None:
     spec = TrainSpec(method="vanilla")
     spot = where(max_grace_seconds=240)
