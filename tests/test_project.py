@@ -203,6 +203,23 @@ def test_readme_has_the_two_lines_that_ci_runs() -> None:
         assert word in block
 
 
+def test_who_edits_the_jobs_of_a_checkout_has_a_launcher_that_reads_them() -> None:
+    # An installed copy carries its own, and an edit would be passed over without a word.
+    section = (ROOT / "README.md").read_text().partition("\n## On a cluster\n")[2]
+    first, *_ = re.findall("`(pip install[^`]*)`", section)
+    assert first == "pip install -c constraints.txt -e ."
+
+
+def test_the_build_arguments_of_the_readme_are_words_that_a_builder_knows() -> None:
+    (example,) = re.findall('^BUILD_ARGS=.*?"(.*?)"', (ROOT / "README.md").read_text(), re.M)
+    words = example.split()
+    assert set(words[::2]) == {"--build-arg"}
+    known = set(re.findall(r"^ARG (\w+)", (ROOT / "Dockerfile").read_text(), re.M))
+    given = {word.split("=")[0] for word in words[1::2]}
+    assert given == {"FRAMEWORK", "BASE_IMAGE"}  # the default base is CANN's
+    assert given <= known
+
+
 def test_the_wheel_carries_the_bases() -> None:
     target = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
     from launcher.doctors.rights import _FILES
