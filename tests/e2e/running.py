@@ -19,7 +19,7 @@ SPEC = (
     "--model", "tiny", "--data", "tiny", "--save-every", f"{SAVE_EVERY}", "--set", "log_every=1",
     "--set", "validation_prompts=[]",
 )  # fmt: skip
-TWO = ("submit", "train", "--npus", str(NPUS), "--nodes", str(NODES), *SPEC, "--steps", "160")
+TWO = ("submit", "train", "--npus", str(NPUS), "--nodes", str(NODES), *SPEC, "--steps", "100")
 ONE = ("submit", "train", "--npus", "1", *SPEC, "--steps", "500")
 """Half a minute of steps each, so that there is time for something to happen."""
 Change = Callable[[Any, Any], None]
