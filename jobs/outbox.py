@@ -20,6 +20,9 @@ from typing import Any
 from jobs import layout
 from jobs.stores import durable
 
+FULL_BYTES = 1 << 20
+"""With less than that left a disk is full: the last write that fits leaves a little."""
+
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file that appears whole or not at all, and survives a crash of the machine."""
@@ -123,6 +126,11 @@ class Outbox:
         """Return the workers' summaries in order of rank."""
         paths = sorted((self.work / "summaries").glob("[0-9]*.json"), key=lambda p: int(p.stem))
         return [json.loads(path.read_bytes()) for path in paths]
+
+    def no_space(self) -> str:
+        """Return what to say of a full disk, which keeps reasons and logs from being written."""
+        full = shutil.disk_usage(self.work).free < FULL_BYTES
+        return f"No space left on device: {self.work}" if full else ""
 
     def reasons(self) -> list[tuple[int, str]]:
         """Return (exit code, reason) of each worker that gave one, in order of rank."""

@@ -283,8 +283,8 @@ def main() -> int:
             raise
         log.error("%s", known)
         with suppress(OSError):
-            text = f"{known.code} {known}"
-            (env.work / "uploader-reason").write_text(text, encoding="utf-8")
+            # Whole or not at all: the disk may be full.
+            write_whole(env.work / "uploader-reason", f"{known.code} {known}".encode())
         return known.code
     return 0
 

@@ -58,6 +58,9 @@ class Uploading:
         if path.exists():
             number, _, reason = path.read_text(encoding="utf-8").partition(" ")
             raise BY_EXIT[int(number)](reason)
+        if code in BY_EXIT:
+            told = self._attempt.outbox.no_space() or "its last line tells"
+            raise BY_EXIT[code](f"the uploader left no reason; {told}")
         if self._restarts == MOST_RESTARTS:
             raise JobError(f"the uploader ended with {code} for the {MOST_RESTARTS + 1}th time")
         self._restarts += 1

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import shutil
 import signal
 import threading
 import time
@@ -27,10 +26,6 @@ log = logging.getLogger("jobs.verdict")
 
 END_SECONDS = 10.0
 """For the record of the end; a store that is away must not hold a pod that is to be gone."""
-
-
-FULL_BYTES = 1 << 20
-"""With less than that left a disk is full: the last write that fits leaves a little."""
 
 
 def conclude(attempt: Attempt) -> None:
@@ -184,9 +179,7 @@ def judge(attempt: Attempt, ended: int) -> None:
         name = signal.Signals(-ended).name
         raise JobError(f"a worker was ended by {name}: {last_words(attempt.logs)}")
     if ended in BY_EXIT and ended != Stopped.code:
-        # A full disk keeps even the log from telling.
-        full = shutil.disk_usage(attempt.env.work).free < FULL_BYTES
-        told = f"No space left on device: {attempt.env.work}" if full else last_words(attempt.logs)
+        told = attempt.outbox.no_space() or last_words(attempt.logs)
         raise BY_EXIT[ended](f"a worker left no reason; {told}")
     if ended > 0:
         raise JobError(f"a worker ended with {ended}: {last_words(attempt.logs)}")

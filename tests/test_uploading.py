@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -79,6 +80,19 @@ def test_one_that_gives_a_reason_is_believed(attempt: Attempt) -> None:
             uploader.drain()
     finally:
         uploader.end()
+
+
+def test_one_that_could_not_give_a_reason_is_believed_by_its_code(
+    attempt: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploading, "PROGRAM", ("/bin/sh", "-c", "exit 69"))
+    free = iter((1 << 10, 1 << 30))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=next(free)))
+    for words in ("No space left on device: .*work", "its last line tells"):
+        uploader = Uploading(attempt)
+        uploader.process.wait()
+        with pytest.raises(Unavailable, match=f"the uploader left no reason; {words}$"):
+            uploader.check()
 
 
 def test_the_grace_period_is_shared_as_measured(attempt: Attempt) -> None:
