@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from launcher import sizes
+from launcher import output, sizes
 from launcher.errors import Misconfigured, Usage
 from launcher.settings import Target
 
@@ -90,8 +90,8 @@ def check_memory(spec: Spec, target: Target, npus: int) -> None:
     given, need = target.memory_per_npu_gib * npus, sizes.memory_gib(spec, npus)
     if given < need:
         raise Misconfigured(
-            f"memory_per_npu_gib {target.memory_per_npu_gib}: {given} GiB for {npus} NPUs, and this"
-            f" run needs {need}",
+            f"memory_per_npu_gib {target.memory_per_npu_gib}: {given} GiB for "
+            f"{output.counted(npus, 'NPU')}, and this run needs {need}",
             f"memory_per_npu_gib = {-(-need // npus)}",
         )
 
