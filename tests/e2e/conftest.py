@@ -78,13 +78,26 @@ class Nodes:
         wait_for(f"the end of {name}", lambda: not alive(pid), 30)
 
     def start_service(self, name: str) -> None:
-        """Start it again as it was."""
-        with (self.state / f"{name}.log").open("ab") as log:
-            child = subprocess.Popen(
-                self.services.pop(name), stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )  # fmt: skip
-        (self.state / f"{name}.pid").write_text(f"{child.pid}\n")
+        """Start it again as it was; a kubelet until it lives, as systemd does.
+
+        It ends at once where its containerd does not answer yet.
+        """
+        command = self.services.pop(name)
+
+        def lives() -> bool:
+            with (self.state / f"{name}.log").open("ab") as log:
+                child = subprocess.Popen(
+                    command, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                )  # fmt: skip
+            (self.state / f"{name}.pid").write_text(f"{child.pid}\n")
+            try:
+                child.wait(5 if name.startswith("kubelet") else 0.5)
+            except subprocess.TimeoutExpired:
+                return True
+            return False
+
+        wait_for(f"{name} to stay", lives, 60)
 
     def end_containers(self, node: str) -> None:
         """Kill all that runs on a node, as when its machine is switched off."""
