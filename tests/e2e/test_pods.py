@@ -152,8 +152,9 @@ def test_a_disk_that_is_full_costs_a_pod(
     ("variables", "told"),
     [
         ({"LAUNCHER_IMAGE": "localhost:1/no-such:1"}, "localhost:1/no-such:1"),
-        ({"LAUNCHER_STORE_SECRET": "no-such-keys"}, "no-such-keys"),
+        ({"LAUNCHER_STORE_SECRET": "no-such-keys"}, "Secret no-such-keys does not exist"),
     ],
+    ids=["image", "secret"],  # the run's name, which shall not say it
 )
 def test_what_is_missing_is_named(
     start: Any, nodes: Any, monkeypatch: pytest.MonkeyPatch, variables: Any, told: str
