@@ -137,13 +137,13 @@ def test_each_caption_of_a_picture_is_encoded(runs: Runs, pictures: Path) -> Non
     metadata = pictures / "metadata.jsonl"
     lines = [json.loads(line) for line in metadata.read_text().splitlines()]
     own, other = lines[3]["text"], lines[17]["text"]
-    lines[3]["text"] = [other, own]
+    lines[3]["text"] = [own, other]  # a digest of the first alone would not see it
     metadata.write_text("\n".join(map(json.dumps, lines)))
     encoded = runs.encode()
     assert len(runs.keys() - before) == 2, "captions move on by one"
     assert [encoded.variants(index) for index in range(COUNT)] == [1] * 3 + [2] + [1] * 14
     for index in range(COUNT):
-        expected = [17, 3] if index == 3 else [index]
+        expected = [3, 17] if index == 3 else [index]
         for variant, same in enumerate(expected):
             row, known = encoded.row(index, 0, variant), plain.row(same, 0)
             assert all(map(np.array_equal, row[2:], known[2:])), (index, variant)
