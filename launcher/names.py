@@ -1,8 +1,7 @@
-"""Owns the names of runs: what is legal, what to suggest, how a fresh one is made. Pure.
+"""Owns names: a run's, legal, suggested or fresh; and of other objects, which are legal.
 
 A run's name is the Job's name, a folder of the store and the first part of each pod's host name.
-Says of the objects beside it, too, whether Kubernetes lets them be called so.
-Must not ask a cluster or a store whether a name is free.
+Pure. Must not ask a cluster or a store whether a name is free.
 """
 
 from __future__ import annotations
@@ -50,7 +49,9 @@ def check(name: str, nodes: int = 1) -> None:
     raise Usage(f"--name {_quoted(name)}: {wrong}", f"--name {suggest(name, nodes)}")
 
 
-def check_object(name: str, where: str, *, dots: bool) -> None:
+def check_object(
+    name: str, where: str, *, dots: bool = True, longest: int = _LONGEST_SUBDOMAIN
+) -> None:
     """Check that an object of the cluster can have `name`.
 
     Args:
@@ -58,16 +59,17 @@ def check_object(name: str, where: str, *, dots: bool) -> None:
         where: whose value it is.
         dots: whether labels may be joined by dots: a DNS subdomain, as of Secrets and accounts; a
             namespace is one label.
+        longest: characters of a subdomain; 63 where the name is a label's value, too.
 
     Raises:
         Misconfigured: no object can.
     """
-    labels, room = (name.split("."), _LONGEST_SUBDOMAIN) if dots else ([name], LONGEST)
-    if len(name) > room or not all(map(_LABEL.fullmatch, labels)):
+    labels, longest = (name.split("."), longest) if dots else ([name], LONGEST)
+    if len(name) > longest or not all(map(_LABEL.fullmatch, labels)):
         signs = "digits, inner dashes and dots" if dots else "digits and inner dashes"
         raise Misconfigured(
             f"{where}: {_quoted(name)} is no name of an object",
-            f"lower case letters, {signs}, {room} at most",
+            f"lower case letters, {signs}, {longest} at most",
         )
 
 

@@ -7,12 +7,11 @@ Must not decide sizes and places (plan.py).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from launcher import devices
+from launcher import devices, names
 from launcher.errors import Misconfigured
 from launcher.settings import KUEUE, VOLCANO, Target
 
@@ -25,8 +24,6 @@ MINDCLUSTER_GANG = "huawei.com/schedule_minAvailable"
 MINDCLUSTER_RING = "ring-controller.atlas"
 API_GROUPS = {KUEUE: "kueue.x-k8s.io", VOLCANO: "scheduling.volcano.sh"}
 _MARGIN_SECONDS = 60
-_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
-"""A DNS name that is a label's value as well: 63 characters."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,11 +92,8 @@ def queueing(target: Target, *, gang: int = 1, max_seconds: int = 0) -> Queueing
     """
     for key in ("queue", "priority_class", "workload_priority"):
         value = getattr(target, key)
-        if value and not _NAME.fullmatch(value):
-            raise Misconfigured(
-                f"{key} {value!r}: is no name of an object",
-                "lower case letters, digits, dashes and dots, 63 at most",
-            )
+        if value:  # it is a label's value, too
+            names.check_object(value, key, longest=names.LONGEST)
     whose = engine(target)
     if whose == KUEUE:
         job_labels, deadline = _kueue(target, max_seconds), _before_kueue(max_seconds)

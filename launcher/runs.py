@@ -5,6 +5,7 @@ Must not decide where a run is (places.py); what is a cluster's goes to clusterr
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,6 +29,8 @@ from launcher.records import Progress
 from launcher.settings import Settings
 
 WATCH_SECONDS = 1
+LINE_BYTES = 500
+"""Of a log's newest line that are told; a terminal has no room for more."""
 
 
 def show_all(settings: Settings, *, as_json: bool) -> None:
@@ -210,11 +213,12 @@ def described(files: Files) -> dict[str, Any]:
 
 
 def _newest_line(files: Files) -> str:
-    """Return the last line of the run's log; empty if there is none."""
-    lines = (
-        b"".join(localrun.log(files, localrun.tail(files, 1))) if files.console.exists() else b""
-    )
-    return output.printable(lines.decode(errors="replace").strip())
+    """Return the last line of the run's log, or its end; empty if there is none."""
+    with suppress(FileNotFoundError), files.console.open("rb") as log:
+        log.seek(-min(log.seek(0, os.SEEK_END), LINE_BYTES), os.SEEK_END)
+        line = log.read().decode(errors="replace").rstrip("\n").rpartition("\n")[2]
+        return output.printable(line)
+    return ""
 
 
 def _progress(files: Files, record: Record) -> Progress:

@@ -15,19 +15,17 @@ import os
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from peers_training import STRETCH, ours, prepare
 
 BARS = {"lora": 0.9, "vanilla": 0.75}
-APART = 0
-"""Stands for two runs of one worker each, at once."""
 
 
-def apart(given: argparse.Namespace, place: Path, method: str, name: str) -> float:
+def at_once(method: str, place: Path, name: str, *span: int) -> float:
     """Return the pictures a second of two runs of one worker that go on at once, added up."""
-    span = (given.batch, given.steps, given.skip)
     cores = sorted(os.sched_getaffinity(0))[:2]
     with ThreadPoolExecutor(len(cores)) as both:
         runs = [both.submit(ours, method, place, f"{name}-{core}", *span, core) for core in cores]
@@ -36,15 +34,16 @@ def apart(given: argparse.Namespace, place: Path, method: str, name: str) -> flo
 
 def measure(given: argparse.Namespace, place: Path, method: str) -> bool:
     """Print the speed of one and two workers; return whether the bar is held."""
-    speeds: dict[int, list[float]] = {1: [], 2: [], APART: []}
+    span = (given.batch, given.steps, given.skip)
+    ways: dict[str, Callable[[str], float]] = {
+        "one": lambda name: ours(method, place, name, *span, None, 1),
+        "two": lambda name: ours(method, place, name, *span, None, 2),
+        "at-once": lambda name: at_once(method, place, name, *span),
+    }
+    speeds: dict[str, list[float]] = {way: [] for way in ways}
     for turn in range(given.rounds):
-        for workers, found in speeds.items():
-            name = f"{method}-{workers}-{turn}"
-            if workers == APART:
-                found.append(apart(given, place, method, name))
-                continue
-            span = (given.batch, given.steps, given.skip, None, workers)
-            found.append(ours(method, place, name, *span))
+        for way, run in ways.items():
+            speeds[way].append(run(f"{method}-{way}-{turn}"))
     one, two, ceiling = (statistics.median(found) for found in speeds.values())
     efficiency = two / (2 * one)
     print(
