@@ -36,7 +36,7 @@ def launch(capfd: Any, *words: str) -> tuple[int, str, list[str]]:
         (["--nodes", "2", "--npus", "4"], 2, "takes whole ones", "--nodes 1 --npus 8"),
         (["--nodes", "0"], 2, "--nodes 0: ", "--nodes 1"),
         (["--queue", "q"], 78, "queue 'q': queue_engine is not set", "--queue-engine"),
-        (["--queue", "Q q", "--queue-engine", "kueue"], 78, "queue: 'Q q' is no name", "lower case"),
+        (["--queue", "Q q", "--queue-engine", "kueue"], 78, "'Q q' is no name", "lower case"),
         (["--priority", "High!"], 78, "priority_class: 'High!' is no name", "lower case"),
         (["--queue-engine", "slurm"], 2, "'slurm' is not one of", "--help"),
         (["--max-duration", "8"], 2, "--max-duration '8': is no duration", "8h"),
