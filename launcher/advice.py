@@ -35,6 +35,7 @@ def warnings(spec: Spec, target: Target, plan: JobPlan, base: Manifest) -> list[
     return [
         *_grace(spec, target),
         *_nodes(target, plan),
+        *_queue(target),
         *_idle(spec, plan),
         *_clock(target, plan),
         *_stall(target),
@@ -73,6 +74,11 @@ def _nodes(target: Target, plan: JobPlan) -> Iterator[str]:
             f" wait for the rest, {target.rendezvous_minutes} minutes at most (rendezvous_minutes);"
             " --queue and queue_engine place a run whole or not at all"
         )
+
+
+def _queue(target: Target) -> Iterator[str]:
+    if target.queue_engine == KUEUE and not target.queue:
+        yield "queue_engine kueue: no queue is set, so that the run passes Kueue by; --queue NAME"
 
 
 def _idle(spec: Spec, plan: JobPlan) -> Iterator[str]:

@@ -122,6 +122,12 @@ def test_npus_that_no_picture_is_for_are_told() -> None:
     assert not [line for line in told(INFER, nodes=2) if "busy" in line]
 
 
+def test_an_engine_without_a_queue_is_told() -> None:
+    (line,) = told(target=where(queue_engine="kueue"))
+    assert "--queue NAME" in line
+    assert told(target=where(queue_engine="volcano")) == [], "which has a queue of its own"
+
+
 def test_a_clock_that_runs_in_the_queue_is_told() -> None:
     (line,) = told(target=where(queue="npus", queue_engine="volcano"), max_seconds=3600)
     assert line.startswith("--max-duration: counts from the create")

@@ -136,6 +136,7 @@ def test_a_runs_own_record_is_a_spec_file(tmp_path):
     ("wanted", "error", "told", "hint"),
     [
         ({"sets": ["stesp=3"]}, Misconfigured, "--set stesp: no such key", "did you mean steps"),
+        ({"sets": ["data_gib=1"]}, Misconfigured, "setting of launcher.toml", "LAUNCHER_DATA_GIB"),
         ({"sets": ["kind=infer"]}, Misconfigured, "--set kind: no such key", ""),
         ({"sets": ["steps"]}, Usage, "--set 'steps': wants key=value", ""),
         ({"sets": ["steps=many"]}, Misconfigured, "steps: ", "steps comes from --set"),

@@ -25,8 +25,9 @@ ROOM = {
     "limits": {"cpu": "1", "memory": "1Gi"},
 }
 """Of a store's client and 10 MiB of data; both sides are given, since a quota may ask for them."""
-LIFE_SECONDS = 900
+LIFE_SECONDS = 3600
 """activeDeadlineSeconds: the pull of an image with CANN (11 GB) counts, too."""
+_OVERDUE = "DeadlineExceeded"
 GRACE_SECONDS = 5
 POLL_SECONDS = 1.0
 PATIENCE_SECONDS = 30.0
@@ -166,7 +167,10 @@ def _judged(ended: Line | Mapping[str, Any], wanted: Wanted) -> Line:
     where = f"{wanted.target.store} from a pod on {node} ({report.get('machine')})"
     if wrong is None:
         return Line("pod", "ok", f"{where}: {', '.join(rows)}")
-    fix = "store_endpoint and the Secret of store_secret are what pods see of the store"
+    fix = (
+        "store_endpoint and the Secret of store_secret are what pods see of the store; the"
+        " NetworkPolicy (k8s/base/networkpolicy.yaml) lets them out to ports 443 and 9000 alone"
+    )
     return Line("pod", "fail", f"{where}: {wrong['check']}: {wrong['text']}", fix)
 
 
@@ -179,4 +183,5 @@ def _silent(ended: Object, state: Object, message: str) -> Line:
     words = fields.text(ended, "status", "message") or message
     code = state.get("exitCode")
     told = f"{why}{f' (exit {code})' if code is not None else ''}"
-    return Line("pod", "fail", f"{told}: {words[-300:]}" if words else told)
+    slow = "it may have been pulling the image: run doctor again" if why == _OVERDUE else ""
+    return Line("pod", "fail", f"{told}: {words[-300:]}" if words else told, slow)

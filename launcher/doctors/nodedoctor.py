@@ -46,6 +46,11 @@ def image(wanted: Wanted) -> Line:
     if name.startswith("localhost/"):
         text = f"{name}: no node can pull it; each must have it already"
         return Line("image", "warn", text, "push it to a registry of the cluster")
+    if "/" not in name:
+        text = f"{name}: is taken from Docker Hub, as every name without a registry"
+        return Line(
+            "image", "warn", text, "the name with its registry: registry.example.com/team/jobs:1"
+        )
     if "@" not in last and (":" not in last or last.endswith(":latest")):
         text = f"{name}: names no version, and a node keeps what it has pulled once"
         return Line("image", "warn", text, "a tag of its own, or a digest")
@@ -160,7 +165,7 @@ def _architecture(nodes: Sequence[Node], wanted: Wanted) -> Line:
         if len(found) > 1:
             text = f"nodes are {told}, and the image's name does not say what it is for"
             return Line("arch", "warn", text, one)
-        return Line("arch", "ok", f"nodes are {told}; the image's name names none")
+        return Line("arch", "ok", f"nodes are {told}: the image has to be for them")
     mine = ARCHITECTURES[named[1]]
     if mine not in found:
         text = f"the image's name says {mine}, and nodes are {told}"

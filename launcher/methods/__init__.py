@@ -13,7 +13,7 @@ from typing import Any, Literal
 from jobs.errors import BadSpec
 from jobs.specs import InferSpec, Spec, TrainSpec, parse
 from launcher.errors import Misconfigured, NotFound, Usage
-from launcher.settings import DEFAULT, near
+from launcher.settings import DEFAULT, Target, near
 
 TINY = "tiny"
 LOCAL_DEFAULT = "default of the local backend"
@@ -116,6 +116,11 @@ def _chosen(request: Request) -> dict[str, tuple[str, object]]:
 
 def _known(key: str, kind: Kind, where: str) -> None:
     known = [name for name in _SPECS[kind].model_fields if name != "kind"]
+    if key not in known and key in Target.__dataclass_fields__:
+        raise Misconfigured(
+            f"{where}: is a setting of launcher.toml, no key of the spec",
+            f"LAUNCHER_{key.upper()}=... sets it for one run",
+        )
     if key not in known:
         raise Misconfigured(f"{where}: no such key in the spec of {kind}", near(key, known))
 

@@ -362,6 +362,7 @@ def test_the_rights_are_those_of_the_role(kubectl) -> None:
         ({"queue": "npus"}, "settings", "fail", "queue_engine is not set"),
         ({"image": "Jobs:1"}, "image", "fail", "is no name of an image"),
         ({"image": "localhost/jobs:dev"}, "image", "warn", "no node can pull it"),
+        ({"image": "jobs:0.1.0"}, "image", "warn", "from Docker Hub"),
         ({"image": "registry.example/jobs"}, "image", "warn", "names no version"),
         ({"image": "registry.example:5000/jobs"}, "image", "warn", "names no version"),
         ({"image": "registry.example/jobs:latest"}, "image", "warn", "names no version"),

@@ -172,7 +172,8 @@ def test_service_and_network_policy_select_the_pods_of_runs(kubectl) -> None:
     assert network["ingress"] == [{"from": [{"podSelector": runs}]}]
     to_peers, *others = network["egress"]
     assert to_peers == {"to": [{"podSelector": runs}]}
-    assert all(row["ports"] for row in others)
+    ports = {port["port"] for row in others for port in row["ports"]}
+    assert ports == {53, 443, 9000}, "as the README and `doctor --pod` say"
 
 
 # --- the policy

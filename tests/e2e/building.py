@@ -23,6 +23,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 BASE_SCRIPT = Path(__file__).with_name("base.sh")
 TAG = "localhost/ascend-diffusion-jobs:test"
+TE_NEEDS = ("attrs", "cloudpickle", "decorator", "ml-dtypes", "psutil", "scipy", "tornado")
+"""What CANN 8.0's te says it requires."""
 
 
 def buildah(*arguments: str) -> str:
@@ -72,7 +74,7 @@ def storage(scratch: Path, missing: Callable[[str, str], NoReturn]) -> Iterator[
         patch.setenv("CONTAINERS_STORAGE_CONF", str(config))
         patch.setenv("CONTAINERS_CONF", str(engine))
         patch.setenv("BUILDAH_ISOLATION", "chroot")
-        patch.setenv("BUILDAH_LAYERS", "true")
+        patch.setenv("BUILDAH_LAYERS", "true")  # as the README says
         yield cache / "storage"
 
 
@@ -97,15 +99,15 @@ def build(scratch: Path) -> str:
 def build_for_npus(scratch: Path, base: str) -> str:
     """Build what ships, with empty wheels in place of MindSpore's and CANN's; return its name.
 
-    They lie where they do in the real base and hold nothing; MindSpore's asks for the packages that
-    this machine's does.
+    They lie where they do in the real base and hold nothing; they ask for what te does, and
+    for what this machine's MindSpore does.
     """
     made, name = "localhost/cann-stand-in:wheels", "localhost/ascend-diffusion-jobs:npu"
     lib = "/usr/local/Ascend/ascend-toolkit/latest/lib64/"
     container = buildah("from", "--pull-never", base)
     try:
-        for package, version in (("te", "0.4.0"), ("hccl", "0.1.0")):
-            buildah("copy", container, str(wheel(scratch, package, version)), lib)
+        for package, version, needs in (("te", "0.4.0", TE_NEEDS), ("hccl", "0.1.0", ())):
+            buildah("copy", container, str(wheel(scratch, package, version, needs=needs)), lib)
         tag = f"cp311-cp311-linux_{os.uname().machine}"
         needs = importlib.metadata.requires("mindspore") or ()
         found = wheel(scratch, "mindspore", "2.5.0", tag, needs)
