@@ -98,7 +98,8 @@ def prepare(env: Environment, spec: specs.Spec, stop: StopRequest) -> Attempt:
     Of a painting over several nodes each claims its own part, and works as if it were alone.
 
     Raises:
-        BadSpec: the run belongs to another submission, or pictures lie where its own would.
+        BadSpec: the run belongs to another submission of another spec, or pictures lie where its
+            own would.
         BadData: it has committed states, and all are damaged.
         Unavailable: the store was away past the deadline.
     """
@@ -106,6 +107,9 @@ def prepare(env: Environment, spec: specs.Spec, stop: StopRequest) -> Attempt:
     node = env.node if spec.kind == "infer" else None
     if spec.kind == "infer":
         patiently(env, stop, "list of pictures", lambda: _refuse_strangers(env, store))
+    text = specs.to_json(spec)
+    forked = spec.kind == "train" and spec.fork
+    goes_on = forked or patiently(env, stop, layout.SPEC, lambda: _is_of(store, env.run, text))
     claim = patiently(
         env,
         stop,
@@ -116,7 +120,7 @@ def prepare(env: Environment, spec: specs.Spec, stop: StopRequest) -> Attempt:
             cluster=env.cluster,
             namespace=env.namespace,
             uid=env.uid,
-            take_over=spec.kind == "train" and spec.fork,
+            take_over=goes_on,
             node=node,
         ),
     )
@@ -127,7 +131,6 @@ def prepare(env: Environment, spec: specs.Spec, stop: StopRequest) -> Attempt:
     patiently(env, stop, "restore", lambda: _restore(attempt))
     if node is None:
         abort_uploads(store, env.run, attempt.outbox)
-    text = specs.to_json(spec)
     record = {
         "spec": json.loads(text),
         "sha256": _sha256(text),
@@ -137,6 +140,20 @@ def prepare(env: Environment, spec: specs.Spec, stop: StopRequest) -> Attempt:
     body = json.dumps(record, indent=1).encode()
     patiently(env, stop, layout.SPEC, lambda: store.write(layout.key(env.run, layout.SPEC), body))
     return attempt
+
+
+def _is_of(store: Store, run: str, text: str) -> bool:
+    """Say whether the run's records are of this very spec, or there are none of any.
+
+    So a run that was cancelled, whose Job is gone, goes on when it is submitted again.
+    """
+    try:
+        found = json.loads(store.read(layout.key(run, layout.SPEC)))
+    except FileNotFoundError:
+        return True  # written before anything is committed
+    except ValueError:
+        return False
+    return isinstance(found, dict) and found.get("sha256") == _sha256(text)
 
 
 def begin(attempt: Attempt) -> Attempt:

@@ -56,14 +56,14 @@ def take_claim(
         namespace: of this attempt.
         uid: of the submission.
         take_over: whether another submission's run may be gone on with; whatever still writes to
-            it can't commit any more.
+            it can't commit any more, but for a painting's other nodes, whose pictures are the same.
         node: claims its part of the run.
 
     Raises:
         BadSpec: another submission writes to the prefix, or was quicker.
     """
     if node is not None:
-        _own(store, run, Claim(cluster, namespace, uid, 1))
+        _own(store, run, Claim(cluster, namespace, uid, 1), take_over)
     key = layout.node_key(run, node, layout.CLAIM)
     old, before = _claim_of(store, run, key)
     if before is not None and before.uid != uid and not take_over:
@@ -77,13 +77,13 @@ def take_claim(
     return claim
 
 
-def _own(store: Store, run: str, claim: Claim) -> None:
+def _own(store: Store, run: str, claim: Claim, take_over: bool) -> None:
     """Make the run a submission's, whichever of its nodes is first."""
     key = layout.key(run, layout.CLAIM)
     old, before = _claim_of(store, run, key)
-    if old is None:
+    if before is None or (before.uid != claim.uid and take_over):
         with suppress(Conflict):
-            store.swap(key, None, claim.to_json())
+            store.swap(key, old, claim.to_json())
         old, before = _claim_of(store, run, key)
     if before is None or before.uid != claim.uid:
         raise _belongs(run, before or claim)
@@ -108,7 +108,8 @@ def _claim_of(store: Store, run: str, key: str) -> tuple[bytes | None, Claim | N
 def _belongs(run: str, claim: Claim) -> BadSpec:
     return BadSpec(
         f"run {run!r}: its records belong to another submission ({claim.uid} in "
-        f"{claim.cluster or 'a cluster'}); choose another name"
+        f"{claim.cluster or 'a cluster'}), of another spec; repeat that one to go on with it, or "
+        "choose another name"
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from jobs import __version__, attempt, commits, layout, results
 from jobs.environment import Environment
-from jobs.errors import BadData, PicturesFailed, Unavailable
+from jobs.errors import BadData, BadSpec, PicturesFailed, Unavailable
 from jobs.outbox import Outbox
 from jobs.specs import InferSpec, PromptRow, TrainSpec
 from jobs.stopping import StopRequest
@@ -63,6 +63,29 @@ def test_leftovers_of_the_attempt_before_are_gone(env: Environment) -> None:
     assert kept.is_dir()
     left = {p.name for p in env.work.iterdir()}
     assert left == {"models", "owner.json"}
+
+
+def test_the_same_spec_goes_on_under_another_submission(env: Environment) -> None:
+    prepared(env)
+    again = dataclasses.replace(env, uid="another")
+    assert prepared(again).claim.epoch == 2
+    assert prepared(again).claim.uid == "another"
+    other = TRAIN.model_copy(update={"seed": 7})
+    with pytest.raises(BadSpec, match=r"belong to another submission \(another in a cluster\)"):
+        attempt.prepare(dataclasses.replace(env, uid="third"), other, StopRequest())
+    forked = other.model_copy(update={"fork": True})
+    assert attempt.prepare(dataclasses.replace(env, uid="third"), forked, StopRequest())
+
+
+def test_a_submission_that_has_left_only_its_claim_holds_nothing(
+    env: Environment, store: FileStore
+) -> None:
+    prepared(env)
+    store.delete(f"r/{layout.SPEC}")
+    assert prepared(dataclasses.replace(env, uid="another")).claim.epoch == 2
+    store.write(f"r/{layout.SPEC}", b"half a")
+    with pytest.raises(BadSpec, match="another submission"):
+        prepared(dataclasses.replace(env, uid="third"))
 
 
 def left_behind(env: Environment, step: int) -> None:

@@ -122,7 +122,7 @@ def test_a_node_that_is_gone_for_good_costs_what_was_not_committed(
     nodes.stop_service(f"containerd-{number}")
     nodes.end_containers(node)
     try:
-        run.says(node, "not ready", seconds=600)
+        run.says(node, "does not answer", seconds=600)
         before = run.committed()
         nodes.kubectl("delete", "node", node)
         run.says("node", "gone", seconds=600)
