@@ -1,7 +1,7 @@
-"""What a picture shows, read from its pixels: background, colour, shape, place, number, style.
+"""What a picture shows, read from its pixels: style, background, colour, shape, place, number.
 
-Plain image analysis. The only thing it knows of the drawings is what each shape looks like alone,
-large and in black; it never sees a caption or a scene.
+Plain image analysis. What it knows of the drawings are the colours' and the places' names, and what
+each shape looks like alone, in black on white, in each style; it never sees a caption or a scene.
 """
 
 from __future__ import annotations
@@ -22,12 +22,21 @@ DISTINCT = 45.0
 """How far a pixel's colour has to be from the background's to belong to an object."""
 LEAST = 40
 """Pixels of the smallest object."""
+DARK = 80.0
+"""What the ground of neon lights is darker than, as a mean of the three channels."""
+BUSY = 0.11
+"""Edges a pixel of width: hatched shapes have more, flat ones less."""
+HOLLOW = 0.85
+"""Of an outline, at most, is line."""
+LIGHTS = {name: brush.light(colour) for name, colour in scenes.COLOURS.items()}
+"""What the colours look like as light."""
 
 
 @dataclass(frozen=True)
 class Seen:
     """What is in a picture; `colour`, `what`, `place` are the largest one's, None for nothing."""
 
+    style: brush.Style | None
     background: str
     count: int
     colour: str | None
@@ -39,27 +48,70 @@ def look(picture: NDArray[np.uint8]) -> Seen:
     """Return what an RGB picture [H, W, 3] shows."""
     pixels = picture.astype(np.float32)
     ground = ground_of(pixels)
+    found = style_of(pixels, ground)
+    style = found or "flat"
     background = nearest(ground, scenes.BACKGROUNDS)
-    far = np.linalg.norm(pixels - ground, axis=-1)
-    labels, found = ndimage.label(far > DISTINCT)
+    masks = objects_of(pixels, ground, style)
+    if not masks:
+        return Seen(found, background, 0, None, None, None)
+    paint, mask = outlined(pixels, ground, masks[0], style)
+    counted = [one for one in masks if one.sum() >= 0.3 * masks[0].sum()]
+    top, bottom, left, right = box_of(mask)
+    middle = np.divide(((left + right) / 2, (top + bottom) / 2), picture.shape[0])
+    place = min(scenes.PLACES, key=lambda name: np.hypot(*(scenes.PLACES[name] - middle)))
+    colours = LIGHTS if style == "neon" else scenes.COLOURS
+    what = shape_of(mask, style)
+    return Seen(found, background, len(counted), nearest(paint, colours), what, place)
+
+
+def style_of(pixels: NDArray[np.float32], ground: NDArray[np.float32]) -> brush.Style | None:
+    """Tell the style of the largest object, None if it is in none of them or there is none.
+
+    Neon is an outline on a dark ground. A hatching has many edges for its width, on a light one.
+    """
+    dark = ground.mean() < DARK
+    objects = objects_of(pixels, ground, "neon" if dark else "flat")
+    if not objects:
+        return None
+    if dark:
+        _, line = outlined(pixels, ground, objects[0], "neon")
+        return "neon" if line.sum() < HOLLOW * ndimage.binary_fill_holes(line).sum() else None
+    # A hatching's outline holds its stripes together: one object, with all of its edges in its box.
+    top, bottom, left, right = box_of(objects[0])
+    inner = objects[0][(3 * top + bottom) // 4 : (top + 3 * bottom) // 4 + 1, left:right]
+    edges = np.abs(np.diff(inner.astype(int), axis=1)).sum(axis=1)
+    return "hatched" if np.median(edges) / (right - left) > BUSY else "flat"
+
+
+def objects_of(
+    pixels: NDArray[np.float32], ground: NDArray[np.float32], style: brush.Style
+) -> list[NDArray[np.bool_]]:
+    """Return the pixels of each object, the largest first."""
+    apart = np.linalg.norm(pixels - ground, axis=-1) > DISTINCT
+    if style == "hatched":
+        apart = ndimage.binary_closing(apart, iterations=3)
+    labels, found = ndimage.label(apart)
     sizes = np.bincount(labels.ravel(), minlength=found + 1)
     sizes[0] = 0
-    objects = [int(i) for i in np.argsort(-sizes) if sizes[i] >= LEAST]
-    if not objects:
-        return Seen(background, 0, None, None, None)
-    largest = labels == objects[0]
-    paint = paint_of(pixels, far, largest)
+    return [labels == i for i in np.argsort(-sizes) if sizes[i] >= LEAST]
+
+
+def outlined(
+    pixels: NDArray[np.float32],
+    ground: NDArray[np.float32],
+    mask: NDArray[np.bool_],
+    style: brush.Style,
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Return an object's colour, and its pixels with a sharp edge."""
+    far = np.linalg.norm(pixels - ground, axis=-1)
+    paint = paint_of(pixels, far, mask, style)
+    if style == "hatched":
+        return paint, mask
     # An edge pixel belongs to the object where it is nearer to its colour than to the ground's.
     axis = paint - ground
     share = ((pixels - ground) @ axis) / max(1.0, float(axis @ axis))
-    mask = ndimage.binary_dilation(largest, iterations=2) & (share > 0.5)
-    mask = mask if mask.sum() >= LEAST // 2 else largest
-    counted = [i for i in objects if sizes[i] >= 0.3 * sizes[objects[0]]]
-    box = box_of(mask)
-    side = picture.shape[0]
-    y, x = ((box[0] + box[1]) / 2 / side, (box[2] + box[3]) / 2 / side)
-    place = min(scenes.PLACES, key=lambda name: np.hypot(*np.subtract(scenes.PLACES[name], (x, y))))
-    return Seen(background, len(counted), nearest(paint, scenes.COLOURS), shape_of(mask), place)
+    sharp = ndimage.binary_dilation(mask, iterations=2) & (share > 0.5)
+    return paint, sharp if sharp.sum() >= LEAST // 2 else mask
 
 
 def ground_of(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -70,12 +122,15 @@ def ground_of(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def paint_of(
-    pixels: NDArray[np.float32], far: NDArray[np.float32], mask: NDArray[np.bool_]
+    pixels: NDArray[np.float32],
+    far: NDArray[np.float32],
+    mask: NDArray[np.bool_],
+    style: brush.Style,
 ) -> NDArray[np.float32]:
     """Return an object's colour: the median of its inner pixels, or of its most distinct ones."""
     inner = ndimage.binary_erosion(mask, iterations=2)
-    if inner.sum() < 12:
-        inner = mask & (far >= np.quantile(far[mask], 0.6))
+    if style != "flat" or inner.sum() < 12:
+        inner = mask & (far >= np.quantile(far[mask], 0.6 if style == "flat" else 0.8))
     return np.asarray(np.median(pixels[inner], axis=0), np.float32)
 
 
@@ -100,14 +155,14 @@ def box_of(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
     return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
 
 
-def shape_of(mask: NDArray[np.bool_]) -> str:
+def shape_of(mask: NDArray[np.bool_], style: brush.Style) -> str:
     """Return the shape or thing that overlaps most with a mask, both stretched to a square."""
-    own = stretched(mask)
+    own, known = stretched(mask), templates(style)
 
     def overlap(other: NDArray[np.float32]) -> float:
         return float(np.minimum(own, other).sum() / np.maximum(own, other).sum())
 
-    return max(templates(), key=lambda name: max(overlap(other) for other in templates()[name]))
+    return max(known, key=lambda name: max(overlap(other) for other in known[name]))
 
 
 def stretched(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -119,13 +174,15 @@ def stretched(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
 
 
 @cache
-def templates() -> dict[str, list[NDArray[np.float32]]]:
-    """Return each shape and thing as `stretched` shows it, from two sizes of it."""
+def templates(style: brush.Style) -> dict[str, list[NDArray[np.float32]]]:
+    """Return each shape and thing as `stretched` shows it, in several sizes of a style."""
     found: dict[str, list[NDArray[np.float32]]] = {}
     for name in (*scenes.SHAPES, *scenes.THINGS):
-        for radius in (0.4, 0.16):
+        for radius in (0.4, 0.2, 0.16, 0.105):
             spot = scenes.Spot(0.5, 0.5, radius)
             scene = scenes.Scene("black", name, "white", scenes.MIDDLE, "", (spot,))
-            dark = np.asarray(brush.draw(scene, 128)).mean(axis=-1) < 136
-            found.setdefault(name, []).append(stretched(dark))
+            pixels = np.asarray(brush.draw(scene, 128, style), np.float32)
+            ground = ground_of(pixels)
+            (mask, *_) = objects_of(pixels, ground, style)
+            found.setdefault(name, []).append(stretched(outlined(pixels, ground, mask, style)[1]))
     return found

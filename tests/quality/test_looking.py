@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from looking import look
+from PIL import Image, ImageDraw
 
 from jobs import draws
 from jobs.tiny import brush, scenes
@@ -14,26 +15,60 @@ pytestmark = pytest.mark.quality
 COUNT = 1000
 
 
-def held_out(kind: str, number: int) -> scenes.Scene:
+def held_out(kind: str, number: int, size: str = "") -> scenes.Scene:
     rng = draws.generator(5, 200, number)
     found = sorted(scenes.apart(kind))
     combination = found[int(rng.integers(len(found)))]
     background = list(scenes.BACKGROUNDS)[int(rng.integers(len(scenes.BACKGROUNDS)))]
-    return scenes.compose(combination, background, rng)
+    return scenes.compose(combination, background, rng, size=size)
 
 
 @pytest.mark.parametrize("kind", ["shape", "thing"])
 def test_drawings_set_apart_are_read(kind: str) -> None:
-    right = {"colour": 0, "what": 0, "place": 0, "background": 0, "count": 0}
+    right = {"style": 0, "colour": 0, "what": 0, "place": 0, "background": 0, "count": 0}
     for number in range(COUNT):
         scene = held_out(kind, number)
         seen = look(np.asarray(brush.draw(scene)))
-        told = {"colour": scene.colour, "what": scene.what, "place": scene.place}
+        told = {"style": "flat", "colour": scene.colour, "what": scene.what, "place": scene.place}
         told |= {"background": scene.background, "count": len(scene.spots)}
         for name, value in told.items():
             right[name] += getattr(seen, name) == value
     print(kind, right)
     assert min(right.values()) >= 0.99 * COUNT, right
+
+
+@pytest.mark.parametrize("style", ["hatched", "neon"])
+def test_styles_are_told_and_what_is_drawn_in_them_is_read(style: brush.Style) -> None:
+    right = {"style": 0, "colour": 0, "what": 0, "place": 0, "count": 0}
+    for number in range(COUNT):
+        scene = held_out("shape", number)
+        seen = look(np.asarray(brush.draw(scene, 128, style)))
+        told = {"style": style, "colour": scene.colour, "what": scene.what, "place": scene.place}
+        for name, value in (told | {"count": 1}).items():
+            right[name] += getattr(seen, name) == value
+    print(style, right)
+    assert min(right.values()) >= 0.99 * COUNT, right
+
+
+def filled(colour: scenes.Colour, ground: scenes.Colour) -> Image.Image:
+    image = Image.new("RGB", (128, 128), ground)
+    ImageDraw.Draw(image).ellipse((44, 44, 84, 84), fill=colour)
+    return image
+
+
+def test_what_is_in_no_style_is_told_so() -> None:
+    dark, black = filled((255, 110, 110), brush.NIGHT), Image.new("RGB", (128, 128), brush.NIGHT)
+    assert look(np.asarray(dark)).style is None, "a filled shape in the night is no outline"
+    assert look(np.asarray(black)).style is None
+    assert look(np.asarray(Image.new("RGB", (128, 128), "white"))).style is None
+    assert look(np.asarray(filled((214, 40, 40), (248, 248, 248)))).style == "flat"
+    half = filled((214, 40, 40), (248, 248, 248))
+    pen = ImageDraw.Draw(half)
+    for start in range(40, 60, 8):
+        pen.line((start, 40, start, 90), fill=(248, 248, 248), width=3)
+    assert look(np.asarray(half)).style == "flat", "three stripes are no hatching"
+    noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
+    assert look(noise).style != "neon"
 
 
 def test_groups_set_apart_are_counted() -> None:

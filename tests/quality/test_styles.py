@@ -1,0 +1,135 @@
+"""Fine-tuning that shows: a style comes with its trigger, and only with it; by every method.
+
+Trained as the README does it, with `launcher submit train --backend local`, on the sets that ship.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("mindspore")
+
+import prompted
+from prompted import Seen, Share
+
+from jobs import layout, lora
+from jobs.tiny import brush, folders
+
+pytestmark = [pytest.mark.quality, pytest.mark.timeout(7200)]
+
+COUNT = 150
+NEW_WORD = "zelmik"
+"""Means nothing to the encoders before lora-te."""
+Train = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
+    """Return `train(name, *words)`: trains on two workers, and returns the newest checkpoint."""
+    place = tmp_path_factory.mktemp("styles")
+
+    def trained(name: str, *words: str) -> Path:
+        began = time.monotonic()
+        command = ("submit", "train", "--backend", "local", "--npus", "2", "--name", name, "--wait")
+        subprocess.run(
+            [sys.executable, "-m", "launcher.cli", *command, *words], cwd=place, check=True
+        )
+        print(f"{name}: {time.monotonic() - began:.0f} s")
+        return max((place / "runs" / name / layout.CHECKPOINTS).iterdir())
+
+    return trained
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Any:
+    return prompted.painter()
+
+
+@pytest.fixture
+def painter(compiled: Any) -> Iterator[Any]:
+    """Yield a painter of the model that ships; what is merged into it is taken out again."""
+    yield compiled
+    lora.restore(compiled.cells, compiled.pristine)
+    compiled.pristine = {}
+    compiled.embeddings.clear()
+
+
+@pytest.fixture(scope="module")
+def base(compiled: Any) -> Seen:
+    """Return what the model that ships shows."""
+    wanted = prompted.unseen("shape", COUNT)
+    return prompted.judge(prompted.paint(compiled, prompted.prompts(wanted)), wanted)
+
+
+def looked(painter: Any, base: Seen, style: brush.Style, words: list[str]) -> tuple[Share, float]:
+    """Return how many pictures have a style, and how much less they show than the base's."""
+    wanted = prompted.unseen("shape", COUNT)
+    drawn = prompted.paint(painter, words)
+    seen = prompted.judge(drawn, wanted)
+    found, (less, half) = prompted.styled(drawn, style), prompted.loss(base, seen)
+    points = f"{100 * less:.1f} +- {100 * half:.1f} points less than the base"
+    prompted.report(words[0], seen, f"{style} {found}", points)
+    return found, less
+
+
+def holds(painter: Any, base: Seen, style: brush.Style, trigger: str = "") -> Share:
+    """Make sure that a style comes with its trigger alone; return how often it came."""
+    wanted = prompted.unseen("shape", COUNT)
+    with_it, less = looked(painter, base, style, prompted.triggering(wanted, style, trigger))
+    without, drift = looked(painter, base, style, prompted.prompts(wanted))
+    assert with_it.value >= 0.90
+    assert without.value <= 0.10
+    assert less <= 0.05
+    assert drift <= 0.05
+    return with_it
+
+
+@pytest.mark.parametrize("data", folders.STYLES)
+def test_a_style_is_learned_by_lora(train: Train, painter: Any, base: Seen, data: str) -> None:
+    found = train(data, "--data", data) / layout.LORA_FILE
+    style = folders.STYLES[data]
+    painter.set_lora(lora.read(found, data), 1.0)
+    good = holds(painter, base, style)
+    quarter = kohya(lora.read(found, data))
+    words = prompted.triggering(prompted.unseen("shape", COUNT), style)
+    painter.set_lora(quarter, 1.0)
+    assert looked(painter, base, style, words)[0] == good, "an alpha of a quarter of the rank"
+    painter.set_lora({k: a for k, a in quarter.items() if not k.endswith(".alpha")}, 1.0)
+    broken, less = looked(painter, base, style, words)
+    assert broken.interval[1] < good.interval[0] or less > 0.10, "alpha ignored is not seen"
+
+
+def kohya(weights: lora.Weights) -> dict[str, Any]:
+    """Return a LoRA in kohya's naming, with an alpha of a quarter of its rank and 4 x its `up`."""
+    found: dict[str, Any] = {}
+    for name, array in weights.items():
+        module, _, end = name.removeprefix("unet.").rpartition(".lora_")
+        key = f"lora_unet_{module.replace('.', '_')}"
+        if end == "A.weight":
+            found |= {f"{key}.lora_down.weight": array}
+            found |= {f"{key}.alpha": np.float32(array.shape[0] / 4)}
+        else:
+            found |= {f"{key}.lora_up.weight": 4 * array}
+    return found
+
+
+def test_a_new_word_is_learned_by_lora_te(
+    train: Train, painter: Any, base: Seen, tmp_path: Path
+) -> None:
+    folders.write(tmp_path / "set", folders.styled("neon", NEW_WORD))
+    found = train("word", "--method", "lora-te", "--data", str(tmp_path / "set"))
+    painter.set_lora(lora.read(found / layout.LORA_FILE, "word"), 1.0)
+    holds(painter, base, "neon", NEW_WORD)
+
+
+def test_a_style_is_learned_by_the_whole_unet(train: Train, base: Seen) -> None:
+    found = train("whole", "--method", "vanilla", "--data", "tiny-hatched")
+    holds(prompted.painter(found / layout.PIPELINE), base, "hatched")
