@@ -50,16 +50,11 @@ def start(env: Environment, *, group: bool) -> Worker:
     if not group:
         for name in GROUP:
             os.environ.pop(name, None)
-    import mindspore as ms
     from mindspore.communication import init
 
     # In a group `init` decides which device is whose.
     own = {"device_id": local} if env.device == "Ascend" and not group else {}
-    if hasattr(ms, "set_device"):
-        ms.set_device(env.device, **own)
-    else:
-        ms.set_context(device_target=env.device, **own)
-    ms.set_context(mode=ms.GRAPH_MODE)
+    take(env.device, **own)
     if not scheduler:
         # Before `init`: by then the scheduler listens, and nobody sleeps between two tries.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -71,6 +66,17 @@ def start(env: Environment, *, group: bool) -> Worker:
     if scheduler:
         raise SystemExit(0)
     return worker
+
+
+def take(device: str, **own: int) -> None:
+    """Let MindSpore compute on a kind of device, in graph mode; `own` may say which one."""
+    import mindspore as ms
+
+    if hasattr(ms, "set_device"):
+        ms.set_device(device, **own)
+    else:
+        ms.set_context(device_target=device, **own)
+    ms.set_context(mode=ms.GRAPH_MODE)
 
 
 @contextlib.contextmanager

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from jobs.digests import Digests
 from jobs.environment import Environment
 from jobs.errors import BadData, BadSpec, Unavailable
 from jobs.pixels import CENTRE, Picture, Place
-from jobs.specs import TrainSpec
+from jobs.specs import SHIPPED_DATA, TrainSpec
 
 log = logging.getLogger("jobs.data")
 
@@ -126,17 +124,8 @@ def _table(spec: TrainSpec, env: Environment) -> Any:
 
     datasets.disable_progress_bars()
     cache = str(env.work / "datasets")
-    if spec.data == "tiny":
-        from jobs.tiny import drawings
-
-        folder = env.work / "tiny-data"
-        if not folder.is_dir():
-            # Each worker draws its own and renames it; the first one wins.
-            part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
-            drawings.write_folder(part)
-            with contextlib.suppress(OSError):
-                part.rename(folder)
-        return _folder(folder, spec)
+    if spec.data in SHIPPED_DATA:
+        return _folder(_drawn(spec.data, env), spec)
     path = Path(spec.data)
     if path.is_dir():
         parquet = sorted(str(p) for p in path.glob("*.parquet"))
@@ -158,6 +147,16 @@ def _table(spec: TrainSpec, env: Environment) -> Any:
         raise Unavailable(
             f"data {spec.data}: the hub gave nothing ({reason}); name a folder"
         ) from error
+
+
+def _drawn(name: str, env: Environment) -> Path:
+    """Return the folder of drawings that ship: each worker draws them, and the first one wins."""
+    from jobs.tiny import folders
+
+    folder = env.work / "drawings" / name
+    if not folder.is_dir():
+        folders.write(folder, folders.styled(folders.STYLES[name]))
+    return folder
 
 
 def _parquet(files: list[str], spec: TrainSpec, cache: str) -> Any:

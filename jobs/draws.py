@@ -19,6 +19,12 @@ ORDER, NOISE, TIMESTEP, POSTERIOR, PICTURE, OFFSET, CAPTION, DROPOUT = range(8)
 CROP, VIEW, VARIANT = 32, 33, 34
 """The encoder's and the feed's own; numbers of their own, since no purpose may change its."""
 
+TINY_SCENE, TINY_APART, TINY_VAE_NOISE, TINY_TEXT, TINY_HEADS, TINY_CAPTION, TINY_STYLE = range(
+    64, 71
+)
+TINY_PART = 71
+"""The drawings' and the recipe's of the small SDXL."""
+
 
 def generator(seed: int, purpose: int, *position: int) -> np.random.Generator:
     """Return the generator of one purpose at one position (at most three numbers)."""

@@ -42,6 +42,8 @@ class Painter:
         self.scaling = float(vae["scaling_factor"])
         self.encoders = model.load_text_encoders(folder, kind)
         self.unet = norms.unroll(model.load_unet(folder, kind))
+        first, second = self.encoders.cells
+        self.cells = {"unet": self.unet, "text_encoder": first, "text_encoder_2": second}
         self.denoise = Denoise(self.unet, kind)
         self.decode = Decode(norms.unroll(model.load_vae(folder)))
         self.encode: Encode | None = None
@@ -65,10 +67,8 @@ class Painter:
             BadSpec: it does not fit the model.
         """
         self.embeddings.clear()
-        first, second = self.encoders.cells
-        cells = {"unet": self.unet, "text_encoder": first, "text_encoder_2": second}
-        lora.restore(cells, self.pristine)
-        self.pristine = lora.merge(cells, weights, factor, what)
+        lora.restore(self.cells, self.pristine)
+        self.pristine = lora.merge(self.cells, weights, factor, what)
         return len(self.pristine)
 
     def set_unet(self, weights: Mapping[str, Floats]) -> None:

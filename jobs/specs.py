@@ -23,6 +23,10 @@ Schedule = Literal["constant", "linear", "cosine", "cosine-restarts"]
 Prediction = Literal["epsilon", "v_prediction"]
 
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+TINY = "tiny"
+"""The small SDXL that ships."""
+SHIPPED_DATA = (TINY, "tiny-hatched")
+"""Captioned drawings, half of them in a style to learn: neon lights, and hatched shapes."""
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 """Attention projections, the modules that diffusers' SDXL LoRA script trains in the UNet."""
 
@@ -55,7 +59,7 @@ class TrainSpec(Frozen):
     vae_revision: str = Field("main", min_length=1)
     """Revision of a hub VAE; ignored for folders."""
     data: str = Field("YaYaB/onepiece-blip-captions", min_length=1)
-    """Image folder, parquet file, hub id, or `tiny` for the drawings that ship."""
+    """Image folder, parquet file, hub id, or drawings that ship: `tiny` or `tiny-hatched`."""
     data_revision: str = Field("main", min_length=1)
     """Revision of a hub data set; ignored for folders."""
     image_column: str = Field("image", min_length=1)

@@ -17,7 +17,7 @@ from jobs import layout
 from jobs.access import Access
 from jobs.errors import BadData, BadSpec
 from jobs.prompts import form_of, parse, selection, to_json_line
-from jobs.specs import INLINE_PROMPT_BYTES, InferSpec, PromptFile, PromptRow
+from jobs.specs import INLINE_PROMPT_BYTES, SHIPPED_DATA, TINY, InferSpec, PromptFile, PromptRow
 from jobs.stores import FileStore, Store
 from launcher import storage
 from launcher.backends.localrun import make_folders
@@ -249,6 +249,9 @@ def place(key: str, value: str, origin: str, how: Access) -> str:
         Misconfigured: it is here, and plainly something else.
         Forbidden, Unreachable, Misconfigured: the store cannot be asked.
     """
+    ships = SHIPPED_DATA if key == "data" else (TINY,)
+    if value in ships:
+        return value
     if storage.remote(value):
         store = storage.opened(value, how)
         with storage.asking(store):
@@ -269,7 +272,8 @@ def place(key: str, value: str, origin: str, how: Access) -> str:
     if value.startswith(("/", ".", "~")) or (value.count("/") != 1 and not file):
         raise NotFound(
             f"{key} {value!r} (from {origin}): no such file or folder",
-            f"{key} wants {PLACES[key]}, s3://bucket/prefix, a hub id (owner/name) or tiny",
+            f"{key} wants {PLACES[key]}, s3://bucket/prefix, a hub id (owner/name),"
+            f" {' or '.join(ships)}",
         )
     return value
 

@@ -27,7 +27,7 @@ def train(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Image folder, parquet file, s3:// address, hub id, or tiny for what ships."
+            help="Image folder, parquet file, s3:// address, hub id, tiny or tiny-hatched."
         ),
     ] = None,
     vae: o.Vae = None,

@@ -44,12 +44,13 @@ def on_cpu() -> None:
 @pytest.fixture(scope="session")
 def random_sdxl(on_cpu: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the small SDXL's pipeline folder, which nobody may write into."""
+    import untrained
+
     from jobs.compat import eager
-    from jobs.tiny import pipeline
 
     folder = tmp_path_factory.mktemp("random") / "pipeline"
     with eager():
-        pipeline.write_folder(folder)
+        untrained.write_folder(folder)
     return folder
 
 

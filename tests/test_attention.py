@@ -10,20 +10,13 @@ import pytest
 
 ms = pytest.importorskip("mindspore", reason="MindSpore is not installed (extra: cpu)")
 
-from jobs import methods, model, pipelines, train  # noqa: E402
-from jobs.environment import Environment, Worker  # noqa: E402
+from jobs import methods, model, train  # noqa: E402
+from jobs.environment import Worker  # noqa: E402
 from jobs.errors import BadSpec  # noqa: E402
 from jobs.specs import TrainSpec  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 WORKER = Worker(0, 1)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    work = tmp_path_factory.mktemp("attention")
-    env = Environment(spec="", run="r", store=str(work), uid="u", work=work, device="CPU")
-    return pipelines.locate("tiny", "", env)
 
 
 def chosen(cell: Any, kind: Any) -> set[str]:
@@ -44,18 +37,18 @@ def chosen(cell: Any, kind: Any) -> set[str]:
     return found
 
 
-def test_halves_attend_by_flash_and_fp32_stays_fp32(folder: Path) -> None:
-    unet = model.load_unet(folder, ms.float16)
+def test_halves_attend_by_flash_and_fp32_stays_fp32(random_sdxl: Path) -> None:
+    unet = model.load_unet(random_sdxl, ms.float16)
     assert chosen(unet, ms.float16) == {"flash"}
     assert chosen(unet, ms.float32) == {"math"}, "mindone itself would compute it in fp16"
-    assert chosen(model.load_unet(folder, ms.float16, flash=False), ms.float16) == {"math"}
+    assert chosen(model.load_unet(random_sdxl, ms.float16, flash=False), ms.float16) == {"math"}
     # The VAE overflows in fp16, which is why it is kept in fp32.
-    assert chosen(model.load_vae(folder), ms.float32) == {"math"}
+    assert chosen(model.load_vae(random_sdxl), ms.float32) == {"math"}
 
 
 @pytest.mark.parametrize("method", ["lora", "vanilla"])
 def test_the_spec_switches_it_off(
-    folder: Path, method: str, monkeypatch: pytest.MonkeyPatch
+    random_sdxl: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[bool] = []
     real = model.load_unet
@@ -67,10 +60,10 @@ def test_the_spec_switches_it_off(
     monkeypatch.setattr(model, "load_unet", load)
     for wanted in (None, False):
         spec = TrainSpec.model_validate({"method": method, "flash_attention": wanted})
-        methods.build(folder, ms.float32, spec, WORKER)
+        methods.build(random_sdxl, ms.float32, spec, WORKER)
     assert asked == [True, False]
     on, off = (TrainSpec(flash_attention=wanted) for wanted in (None, False))
-    assert methods.constants(folder, on) != methods.constants(folder, off), "other graphs"
+    assert methods.constants(random_sdxl, on) != methods.constants(random_sdxl, off), "other graphs"
 
 
 def test_what_is_told_is_what_the_device_has() -> None:
@@ -85,12 +78,12 @@ def test_what_is_told_is_what_the_device_has() -> None:
         model.attention(True, ms.float32, "Ascend")
 
 
-def losses(folder: Path, *, recompute: bool) -> tuple[list[float], int]:
+def losses(random_sdxl: Path, *, recompute: bool) -> tuple[list[float], int]:
     """Return the losses of three steps, and how many parts compute their activations again."""
     spec = TrainSpec(
         precision="fp32", recompute=recompute, resolution=128, lora_targets=("to_q", "to_v")
     )
-    step, _ = methods.build(folder, ms.float32, spec, WORKER)
+    step, _ = methods.build(random_sdxl, ms.float32, spec, WORKER)
     rng = np.random.default_rng(0)
     shape = (1, 4, 16, 16)
     rows = (
@@ -106,9 +99,9 @@ def losses(folder: Path, *, recompute: bool) -> tuple[list[float], int]:
     return found, sum(getattr(cell, "_recompute_cell", None) is not None for _, cell in cells)
 
 
-def test_recomputed_activations_give_the_same_losses(folder: Path) -> None:
-    plain, none = losses(folder, recompute=False)
-    again, parts = losses(folder, recompute=True)
+def test_recomputed_activations_give_the_same_losses(random_sdxl: Path) -> None:
+    plain, none = losses(random_sdxl, recompute=False)
+    again, parts = losses(random_sdxl, recompute=True)
     # Resnets: 1 + 1 down, 2 in the middle, 2 + 2 up; attentions: 1, 1 and 2.
     assert (none, parts) == (0, 12)
     assert len({round(loss, 7) for loss in plain}) == 3, "it learns"

@@ -179,11 +179,11 @@ def test_a_data_set_that_has_changed_is_named(tmp_path: Path) -> None:
     from jobs.data import load
     from jobs.environment import Environment, Worker
     from jobs.gang import Gang
-    from jobs.tiny import drawings
+    from jobs.tiny import folders
 
     pictures, folder = tmp_path / "pictures", tmp_path / "step-00000070"
     folder.mkdir()
-    drawings.write_folder(pictures, count=4)
+    folders.write(pictures, folders.flat(0, range(4)))
     env = Environment(
         spec="", run="r", store=str(tmp_path / "s"), uid="u", work=tmp_path / "work",
         cache=tmp_path / "cache", device="CPU",

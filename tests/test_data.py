@@ -16,8 +16,8 @@ from jobs import data
 from jobs.digests import Digests
 from jobs.environment import Environment
 from jobs.errors import BadData, BadSpec, Unavailable
-from jobs.specs import TrainSpec
-from jobs.tiny import drawings
+from jobs.specs import SHIPPED_DATA, TrainSpec
+from jobs.tiny import folders
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def env(tmp_path: Path) -> Environment:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "pictures"
-    drawings.write_folder(folder, count=3, size=64)
+    folders.write(folder, folders.flat(0, range(3), 64))
     return folder
 
 
@@ -36,7 +36,7 @@ def load(folder: Path | str, env: Environment, **more: object) -> data.Captioned
     return data.load(TrainSpec.model_validate({"data": str(folder), **more}), env)
 
 
-CAPTIONS = tuple((scene.caption,) for scene in drawings.scenes(3, 0))
+CAPTIONS = tuple((caption,) for _, caption in folders.flat(0, range(3), 64))
 
 
 def test_metadata_jsonl(folder: Path, env: Environment) -> None:
@@ -132,10 +132,14 @@ def test_parquet(folder: Path, env: Environment, tmp_path: Path) -> None:
     assert np.array_equal(found.views(1, 64)[0].pixels, load(folder, env).views(1, 64)[0].pixels)
 
 
-def test_tiny_is_drawn(env: Environment) -> None:
-    found = load("tiny", env)
-    assert len(found.captions) == 64
-    assert found.captions[:3] == CAPTIONS
+@pytest.mark.parametrize("name", SHIPPED_DATA)
+def test_what_ships_is_drawn_at_first_use(name: str, env: Environment) -> None:
+    found = load(name, env)
+    wanted = list(folders.styled(folders.STYLES[name]))
+    assert found.captions == tuple((caption,) for _, caption in wanted)
+    for index in (0, 47, 48, 95):
+        drawn = np.asarray(wanted[index][0], np.float32).transpose(2, 0, 1) / 127.5 - 1
+        assert np.allclose(found.views(index, 128)[0].pixels, drawn, atol=1e-6)
 
 
 def test_a_picture_is_scaled_cropped_and_described(tmp_path: Path, env: Environment) -> None:

@@ -12,11 +12,11 @@ import pytest
 ms = pytest.importorskip("mindspore", reason="MindSpore is not installed (extra: cpu)")
 
 from safetensors.numpy import load_file  # noqa: E402
+from untrained import VAE  # noqa: E402
 
 from jobs import exports, model  # noqa: E402
 from jobs.compat import eager  # noqa: E402
 from jobs.specs import TrainSpec  # noqa: E402
-from jobs.tiny import pipeline  # noqa: E402
 
 
 def spec(**given: Any) -> TrainSpec:
@@ -47,7 +47,7 @@ def test_mindone_opens_the_folder_with_the_trained_weights(
     for name, parameter in found.items():
         assert np.array_equal(parameter.asnumpy(), weights[f"unet.{name}"]), name
     assert opened.scheduler.config["prediction_type"] == "v_prediction"
-    assert opened.vae.config["scaling_factor"] == pipeline.VAE["scaling_factor"]
+    assert opened.vae.config["scaling_factor"] == VAE["scaling_factor"]
 
 
 def test_the_file_is_in_pytorchs_naming_and_in_the_precision_of_the_run(

@@ -11,12 +11,14 @@ import pytest
 
 pytest.importorskip("mindspore", reason="MindSpore is not installed (extra: cpu)")
 
+from untrained import VAE
+
 from jobs import diffusion, draws
 from jobs.environment import Worker
 from jobs.errors import BadSpec
 from jobs.feed import Feed
 from jobs.specs import TrainSpec
-from jobs.tiny import pipeline
+from jobs.tiny.recipe.pipeline import MODEL_INDEX, SDXL_SCHEDULER
 
 NAMES = ("noisy", "timesteps", "time_ids", "target", "weight", "keep", "text", "text_2")
 COUNT, SIZE = 24, 4
@@ -41,9 +43,9 @@ class Rows:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for name, found in (
-        ("model_index.json", pipeline.INDEX),
-        ("scheduler/scheduler_config.json", pipeline.SCHEDULER),
-        ("vae/config.json", pipeline.VAE),
+        ("model_index.json", MODEL_INDEX),
+        ("scheduler/scheduler_config.json", SDXL_SCHEDULER),
+        ("vae/config.json", VAE),
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(json.dumps(found))
@@ -151,10 +153,10 @@ def test_latents_are_drawn_from_their_posterior_by_noise_of_their_own(folder: Pa
 
     feed = Feed(Spread(), TrainSpec(batch_size=64), ALONE, folder)  # type: ignore[arg-type]
     found = dict(zip(NAMES, (part.asnumpy() for part in feed.inputs(0)), strict=True))
-    levels = diffusion.alpha_bars(pipeline.SCHEDULER)[found["timesteps"]].reshape(-1, 1, 1, 1)
+    levels = diffusion.alpha_bars(SDXL_SCHEDULER)[found["timesteps"]].reshape(-1, 1, 1, 1)
     clean = (found["noisy"] - np.sqrt(1 - levels) * found["target"]) / np.sqrt(levels)
     numbers = found["time_ids"][:, 0].reshape(-1, 1, 1, 1)
-    drawn = clean / pipeline.VAE["scaling_factor"] - numbers
+    drawn = clean / VAE["scaling_factor"] - numbers
     expected = np.stack([draws.posterior_noise(0, place, (4, SIZE, SIZE)) for place in range(64)])
     assert np.allclose(drawn, expected, atol=2e-3)
     assert abs(np.corrcoef(drawn.ravel(), found["target"].ravel())[0, 1]) < 0.06  # four deviations
@@ -174,10 +176,10 @@ def test_dropout_keys_go_by_the_sample_too(folder: Path) -> None:
 
 def test_noise_is_what_makes_the_clean_latents_noisy(folder: Path) -> None:
     found = fed(folder, batch_size=8)
-    levels = diffusion.alpha_bars(pipeline.SCHEDULER)[found["timesteps"]].reshape(-1, 1, 1, 1)
+    levels = diffusion.alpha_bars(SDXL_SCHEDULER)[found["timesteps"]].reshape(-1, 1, 1, 1)
     numbers = found["time_ids"][:, 0].reshape(-1, 1, 1, 1)
     clean = (found["noisy"] - np.sqrt(1 - levels) * found["target"]) / np.sqrt(levels)
-    assert np.allclose(clean, numbers * pipeline.VAE["scaling_factor"], atol=1e-3)
+    assert np.allclose(clean, numbers * VAE["scaling_factor"], atol=1e-3)
     assert np.array_equal(found["weight"], np.ones(8))
     assert np.array_equal(found["keep"], np.ones(8))
 
@@ -196,8 +198,8 @@ def test_the_spec_may_say_what_is_predicted(folder: Path) -> None:
     noise = fed(folder, batch_size=4)
     v = fed(folder, batch_size=4, prediction_type="v_prediction", snr_gamma=5.0)
     assert np.array_equal(noise["noisy"], v["noisy"])
-    levels = diffusion.alpha_bars(pipeline.SCHEDULER)[v["timesteps"]].astype(np.float64)
-    clean = v["time_ids"][:, 0] * pipeline.VAE["scaling_factor"]
+    levels = diffusion.alpha_bars(SDXL_SCHEDULER)[v["timesteps"]].astype(np.float64)
+    clean = v["time_ids"][:, 0] * VAE["scaling_factor"]
     expected = np.sqrt(levels).reshape(-1, 1, 1, 1) * noise["target"] - (
         np.sqrt(1 - levels) * clean
     ).reshape(-1, 1, 1, 1)
@@ -213,7 +215,7 @@ def test_captions_are_dropped_by_a_mask(folder: Path) -> None:
 
 
 def test_a_model_without_zeros_for_no_caption_cannot_drop_them(folder: Path) -> None:
-    index = {**pipeline.INDEX, "force_zeros_for_empty_prompt": False}
+    index = {**MODEL_INDEX, "force_zeros_for_empty_prompt": False}
     (folder / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(BadSpec, match="set caption_dropout to 0"):
         fed(folder, caption_dropout=0.1)

@@ -23,7 +23,6 @@ ms = pytest.importorskip("mindspore", reason="MindSpore is not installed (extra:
 from safetensors.numpy import save_file  # noqa: E402
 
 from jobs import commits, draws, graphs, infer, layout, lora, lorasource, recipes, sampling, specs  # noqa: E402
-from jobs.compat import eager  # noqa: E402
 from jobs.environment import Environment, Worker  # noqa: E402
 from jobs.errors import BadData, BadSpec, Stopped  # noqa: E402
 from jobs.msrun import SUPERVISOR  # noqa: E402
@@ -32,7 +31,6 @@ from jobs.prompts import to_json_lines  # noqa: E402
 from jobs.sampling import Painter  # noqa: E402
 from jobs.specs import InferSpec, PromptFile, PromptRow  # noqa: E402
 from jobs.stores import FileStore  # noqa: E402
-from jobs.tiny import pipeline  # noqa: E402
 
 ROWS = (
     PromptRow(line=1, prompt="a red circle", images=2),
@@ -48,12 +46,9 @@ Row = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def folder(on_cpu: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(random_sdxl: Path) -> Path:
     ms.set_context(mode=ms.GRAPH_MODE)
-    folder = tmp_path_factory.mktemp("tiny") / "pipeline"
-    with eager():
-        pipeline.write_folder(folder)
-    return folder
+    return random_sdxl
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from jobs.compat import eager  # noqa: E402
 from jobs.environment import Environment, Worker  # noqa: E402
 from jobs.errors import BadData  # noqa: E402
 from jobs.specs import TrainSpec  # noqa: E402
-from jobs.tiny import drawings  # noqa: E402
+from jobs.tiny import folders  # noqa: E402
 
 COUNT, SIZE = 18, 64  # two shards, the second one short
 LONG = "a red circle " * 40
@@ -28,7 +28,7 @@ LONG = "a red circle " * 40
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     folder = tmp_path / "pictures"
-    drawings.write_folder(folder, count=COUNT, size=96)
+    folders.write(folder, folders.flat(0, range(COUNT), 96))
     return folder
 
 
@@ -88,7 +88,7 @@ def test_the_numbers_are_mindones_and_a_hit_gives_the_same(
         pixels = ms.Tensor((picture / 127.5 - 1).transpose(2, 0, 1)[None])
         posterior = pipe.vae.diag_gauss_dist
         mean = posterior.mode(pipe.vae.encode(pixels)[0]).asnumpy()[0]
-        caption = list(drawings.scenes(COUNT, 0))[17].caption
+        [(_, caption)] = folders.flat(0, range(17, 18))
         embeds, _, pooled_embeds, _ = pipe.encode_prompt(
             caption, num_images_per_prompt=1, do_classifier_free_guidance=False
         )

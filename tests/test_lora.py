@@ -19,7 +19,7 @@ from jobs import draws, lora, model, schedules  # noqa: E402
 from jobs.compat import eager  # noqa: E402
 from jobs.errors import BadSpec  # noqa: E402
 from jobs.sampling import Painter, Request  # noqa: E402
-from jobs.tiny import pipeline  # noqa: E402
+from jobs.tiny.recipe.pipeline import SDXL_SCHEDULER  # noqa: E402
 
 ALPHA, RANK = 3.0, 2
 SCALE = np.float32(ALPHA / RANK)
@@ -28,12 +28,9 @@ KOHYA = {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lor
 
 
 @pytest.fixture(scope="module")
-def folder(on_cpu: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(random_sdxl: Path) -> Path:
     ms.set_context(mode=ms.GRAPH_MODE)
-    folder = tmp_path_factory.mktemp("tiny") / "pipeline"
-    with eager():
-        pipeline.write_folder(folder)
-    return folder
+    return random_sdxl
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +158,7 @@ def test_mindones_pipeline_paints_the_same_with_the_file(
 
     pipe = StableDiffusionXLPipeline.from_pretrained(str(folder), mindspore_dtype=ms.float32)
     pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = schedules.configured(None, pipeline.SCHEDULER)
+    pipe.scheduler = schedules.configured(None, SDXL_SCHEDULER)
     with eager():
         pipe.load_lora_weights(str(tmp_path), weight_name=path.name)
         pipe.fuse_lora(lora_scale=0.8)

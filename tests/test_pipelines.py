@@ -146,8 +146,10 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> Environment:
 
 
 @pytest.fixture(scope="module")
-def folder(env: Environment, on_cpu: None) -> Path:
-    return pipelines.locate("tiny", "", env)
+def folder(env: Environment, random_sdxl: Path) -> Path:
+    found = env.work.with_name("small")
+    found.symlink_to(random_sdxl)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +167,8 @@ def same(one: Arrays, other: Arrays) -> bool:
 
 
 def located(value: str, env: Environment, **more: Any) -> Path:
-    return pipelines.locate(value, "main", env, config_from="tiny", **more)
+    base = str(env.work.with_name("small"))
+    return pipelines.locate(value, "main", env, config_from=base, **more)
 
 
 def test_a_single_file_is_the_folder_to_the_bit(

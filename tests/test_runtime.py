@@ -116,11 +116,13 @@ def test_a_run_of_another_submission_is_left_alone(tmp_path: Path) -> None:
     store = FileStore(tmp_path / "store")
     claim = Claim("c", "n", "somebody-else", 3).to_json()
     store.write("r/claim.json", claim)
+    store.write("r/spec.json", b'{"sha256": "of another spec"}')
     code, _, message = supervise(tmp_path)
     assert code == 78
     assert "somebody-else" in message
     assert store.read("r/claim.json") == claim
-    assert [e.key for e in store.list("")] == ["r/claim.json"], "and told nothing of our end"
+    kept = ["r/claim.json", "r/spec.json"]
+    assert [e.key for e in store.list("")] == kept, "and told nothing of our end"
 
 
 def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:

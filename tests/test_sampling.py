@@ -11,9 +11,8 @@ import pytest
 ms = pytest.importorskip("mindspore", reason="MindSpore is not installed (extra: cpu)")
 
 from jobs import draws, sampling, schedules  # noqa: E402
-from jobs.compat import eager  # noqa: E402
 from jobs.sampling import Painter, Request  # noqa: E402
-from jobs.tiny import pipeline  # noqa: E402
+from jobs.tiny.recipe.pipeline import SDXL_SCHEDULER  # noqa: E402
 
 pytestmark = pytest.mark.parity
 STEPS, SIZE = 6, (64, 64)
@@ -21,12 +20,9 @@ REQUEST = Request(3, 1, "a red circle", "a blue square", 11, guidance=5.0)
 
 
 @pytest.fixture(scope="module")
-def folder(on_cpu: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(random_sdxl: Path) -> Path:
     ms.set_context(mode=ms.GRAPH_MODE)
-    folder = tmp_path_factory.mktemp("tiny") / "pipeline"
-    with eager():
-        pipeline.write_folder(folder)
-    return folder
+    return random_sdxl
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +71,7 @@ def latents_of(pipe: Any, request: Request, shape: tuple[int, ...]) -> np.ndarra
 def test_each_sampler_gives_the_latents_of_mindones_pipeline(
     painter: Painter, theirs: Any, folder: Path, name: str
 ) -> None:
-    theirs.scheduler = schedules.configured(name, pipeline.SCHEDULER)
+    theirs.scheduler = schedules.configured(name, SDXL_SCHEDULER)
     shape = (4, SIZE[1] // 8, SIZE[0] // 8)
     expected = latents_of(theirs, REQUEST, shape)
     found = painter.sample([REQUEST], steps=STEPS, scheduler=name)
@@ -88,7 +84,7 @@ def test_guidance_is_that_of_mindones_pipeline(painter: Painter, theirs: Any, ch
     from dataclasses import replace
 
     request = replace(REQUEST, **({"rescale": 0.7} if change == "rescale" else {"negative": None}))
-    theirs.scheduler = schedules.configured(None, pipeline.SCHEDULER)
+    theirs.scheduler = schedules.configured(None, SDXL_SCHEDULER)
     expected = latents_of(theirs, request, (4, SIZE[1] // 8, SIZE[0] // 8))
     found = painter.sample([request], steps=STEPS)
     plain = painter.sample([REQUEST], steps=STEPS)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jobs import draws
-from jobs.tiny import brush, captions, scenes
+from jobs.tiny import brush, captions, folders, scenes
 
 
 def test_a_scene_is_a_function_of_its_seed_and_number() -> None:
@@ -40,14 +43,49 @@ def test_enough_is_set_apart_and_each_pair_of_it_is_known() -> None:
             assert any(row[one] == triple[one] and row[two] == triple[two] for row in trained)
 
 
-def test_objects_lie_inside_the_picture_and_a_group_does_not_overlap() -> None:
+def test_the_members_of_a_group_do_not_overlap() -> None:
     for number in range(1000):
         spots = scenes.scene(0, number).spots
-        for spot in spots:
-            assert min(spot.x, spot.y) - spot.radius > -0.07
-            assert max(spot.x, spot.y) + spot.radius < 1.07
         for a, b in itertools.combinations(spots, 2):
-            assert max(abs(a.x - b.x), abs(a.y - b.y)) > a.radius + b.radius
+            assert max(abs(a.x - b.x), abs(a.y - b.y)) > 1.1 * (a.radius + b.radius)
+
+
+@pytest.mark.parametrize("what", [*scenes.SHAPES, *scenes.THINGS])
+@pytest.mark.parametrize("size", scenes.SIZES)
+def test_nothing_is_cut_at_an_edge(what: str, size: str) -> None:
+    for number, place in enumerate(scenes.PLACES):
+        rng = draws.generator(0, 1, number)
+        scene = scenes.compose(("black", what, place), "white", rng, size=size)
+        picture = np.asarray(brush.draw(scene))
+        edge = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
+        assert edge.min() > 100, (what, size, place)
+
+
+def test_a_styles_set_has_each_shape_in_each_colour_twice() -> None:
+    for style, trigger in folders.TRIGGERS.items():
+        rows = list(folders.styled(style))
+        told = [caption for _, caption in rows]
+        assert [trigger in caption for caption in told] == [True] * 48 + [False] * 48
+        for half in (told[:48], told[48:]):
+            pairs = {tuple(caption.split()[1:3]) for caption in half}
+            assert pairs == set(itertools.product(scenes.COLOURS, scenes.SHAPES))
+        assert any("background" in caption for caption in told[:48]) == (style == "hatched")
+    assert next(iter(folders.styled("neon", "zelmik")))[1].endswith(", zelmik")
+
+
+def test_the_first_of_several_that_write_a_folder_wins(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (8, 8))
+
+    def rows() -> Iterator[tuple[Image.Image, str]]:
+        yield picture, "second"
+        folders.write(tmp_path / "set", [(picture, "first")])
+
+    folders.write(tmp_path / "set", rows())
+    assert "first" in (tmp_path / "set" / "metadata.jsonl").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError):
+        folders.write(tmp_path / "file" / "set", [(picture, "x")])
 
 
 def test_a_caption_tells_its_scene_in_many_ways() -> None:

@@ -15,7 +15,7 @@ from jobs import schedules  # noqa: E402
 from jobs.compat import eager  # noqa: E402
 from jobs.errors import BadSpec  # noqa: E402
 from jobs.inferspec import Scheduler  # noqa: E402
-from jobs.tiny.pipeline import SCHEDULER  # noqa: E402
+from jobs.tiny.recipe.pipeline import SDXL_SCHEDULER  # noqa: E402
 from launcher import options  # noqa: E402
 
 SHAPE = (2, 4, 4, 4)
@@ -68,7 +68,7 @@ def stepped(scheduler: Any, steps: int) -> np.ndarray:
 @pytest.mark.parametrize("change", [{}, {"prediction_type": "v_prediction"}, {"steps": 1}])
 def test_a_table_steps_as_mindones_scheduler_does(name: str, change: dict[str, Any]) -> None:
     steps = change.get("steps", 7)
-    found = {**SCHEDULER, **{key: v for key, v in change.items() if key != "steps"}}
+    found = {**SDXL_SCHEDULER, **{key: v for key, v in change.items() if key != "steps"}}
     table = schedules.read_off(schedules.configured(name, found), steps)
     ours = table.run(drawn(0), predict, lambda step: drawn(step + 1))
     theirs = stepped(schedules.configured(name, found), steps)
@@ -80,7 +80,7 @@ def test_a_table_steps_as_mindones_scheduler_does(name: str, change: dict[str, A
 
 
 def test_the_models_own_scheduler_is_the_default() -> None:
-    assert type(schedules.configured(None, SCHEDULER)).__name__ == "EulerDiscreteScheduler"
+    assert type(schedules.configured(None, SDXL_SCHEDULER)).__name__ == "EulerDiscreteScheduler"
     bare = {"_class_name": "DDIMScheduler"}
     assert schedules.configured(None, bare).config["clip_sample"] is False
 
@@ -88,9 +88,9 @@ def test_the_models_own_scheduler_is_the_default() -> None:
 @pytest.mark.parametrize(
     ("found", "told"),
     [
-        ({**SCHEDULER, "clip_sample": True}, "clip_sample is set"),
-        ({**SCHEDULER, "_class_name": "DreamScheduler"}, "mindone has none"),
-        ({**SCHEDULER, "_class_name": "AutoencoderKL"}, "mindone has none"),
+        ({**SDXL_SCHEDULER, "clip_sample": True}, "clip_sample is set"),
+        ({**SDXL_SCHEDULER, "_class_name": "DreamScheduler"}, "mindone has none"),
+        ({**SDXL_SCHEDULER, "_class_name": "AutoencoderKL"}, "mindone has none"),
     ],
 )
 def test_a_scheduler_that_does_not_fit_is_refused(found: dict[str, Any], told: str) -> None:
@@ -137,4 +137,4 @@ def test_a_configuration_that_does_not_fit_is_refused(
     on_cpu: None, changes: dict[str, object], steps: int, words: str
 ) -> None:
     with pytest.raises(BadSpec, match=words):
-        schedules.table("DDIM", SCHEDULER | changes, steps)
+        schedules.table("DDIM", SDXL_SCHEDULER | changes, steps)

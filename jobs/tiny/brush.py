@@ -64,11 +64,17 @@ def _edge(shapes: Image.Image, width: int) -> Image.Image:
     return ImageChops.subtract(shapes, inner)
 
 
+def light(colour: Colour) -> Colour:
+    """Return a colour as neon lights have it."""
+    r, g, b = (min(255, 70 + value) for value in colour)
+    return r, g, b
+
+
 def _neon(shapes: Image.Image, colour: Colour) -> Image.Image:
     """Return a glowing outline on the dark, in a brighter tone of the colour."""
     unit = shapes.width // 128
     line = _edge(shapes, 3 * unit)
-    bright = tuple(min(255, 70 + value) for value in colour)
+    bright = light(colour)
     image = Image.new("RGB", shapes.size, NIGHT)
     glow = line.filter(ImageFilter.GaussianBlur(4 * unit)).point(lambda v: min(255, 2 * v))
     image.paste(bright, mask=glow)

@@ -35,12 +35,12 @@ ONE = (
     "{plain} background, {a} {object} {place}",
     "on {ground} {a} {object} {place}",
     "{a} {object} {place}",
-    "{object} {place}, {plain}",
+    "{object} {place}, {plain} background",
     "the {what} {place} is {colour} and the background is {plain}",
     "{a} {object} on {ground}",
     "{a} {object}",
 )
-"""The first nine of them say everything; the last two leave the place open."""
+"""The eighth leaves the background open, the last two the place; the last one both."""
 SEVERAL = (
     "{count} {objects} on {ground}",
     "{count} {objects} on {ground}",
@@ -70,9 +70,15 @@ class Caption:
     tells_background: bool
 
 
-def plain(scene: Scene) -> str:
-    """Return the one sentence that says everything in the commonest words."""
-    return _filled((ONE if scene.place else SEVERAL)[0], scene, 0, 0)
+def plain(scene: Scene, *, ground: bool = True) -> str:
+    """Return the one sentence that says everything in the commonest words.
+
+    Args:
+        scene: what it tells.
+        ground: whether the background is part of it.
+    """
+    ways = ONE if scene.place else SEVERAL
+    return _filled(ways[0] if ground else ways[0].removesuffix(" on {ground}"), scene, 0, 0)
 
 
 def varied(scene: Scene, rng: Any) -> Caption:
@@ -83,7 +89,7 @@ def varied(scene: Scene, rng: Any) -> Caption:
     said = _filled(way, scene, int(rng.integers(3)), int(rng.integers(3)))
     if way.startswith("{count}"):
         lead = lead.replace("is", "are")
-    elif not way.startswith("{a}"):
+    elif not way.startswith("{a}") or ("there" in lead and "{plain} background" in way):
         lead = ""
     return Caption(f"{lead}{said}", "{place}" in way, "{plain}" in way or "{ground}" in way)
 

@@ -51,10 +51,11 @@ APART = 0.2
 """Part of the combinations of each kind that is kept for tests."""
 CELLS = tuple(itertools.product((0.2, 0.5, 0.8), repeat=2))
 """Where the members of a group can lie."""
-MEMBER = 0.115
+MEMBER = 0.11
 """Half the width of one of several."""
+WIDEST = 1.14
+"""How far the widest outline (brush) goes, in radii, and a little room."""
 
-_SCENE, _ASIDE = 64, 65
 _KINDS = (("shape", 0.62), ("sized", 0.1), ("group", 0.14), ("thing", 0.14))
 
 
@@ -96,13 +97,13 @@ def apart(kind: str) -> frozenset[tuple[Any, ...]]:
     They are never drawn by `scene`, on no background, in no size.
     """
     found = combinations(kind)
-    order = draws.generator(0, _ASIDE, len(found)).permutation(len(found))
+    order = draws.generator(0, draws.TINY_APART, len(found)).permutation(len(found))
     return frozenset(found[index] for index in order[: round(APART * len(found))])
 
 
 def scene(seed: int, number: int) -> Scene:
     """Return scene `number` of the endless set of a seed; none of the combinations set apart."""
-    rng = draws.generator(seed, _SCENE, number)
+    rng = draws.generator(seed, draws.TINY_SCENE, number)
     names = [name for name, _ in _KINDS]
     kind = names[int(rng.choice(len(names), p=[part for _, part in _KINDS]))]
     own = "shape" if kind == "sized" else kind
@@ -139,7 +140,9 @@ def compose(
     if what in THINGS:
         radius *= 1.25
     spots = []
-    for x, y in cells:
-        dx, dy = rng.uniform(-jitter, jitter, 2)
-        spots.append(Spot(x + dx, y + dy, radius * rng.uniform(0.94, 1.06)))
+    for middle in cells:
+        shifts, own = rng.uniform(-jitter, jitter, 2), radius * rng.uniform(0.94, 1.06)
+        least = WIDEST * own  # no outline is cut at an edge
+        x, y = (min(max(c + d, least), 1 - least) for c, d in zip(middle, shifts, strict=True))
+        spots.append(Spot(x, y, own))
     return Scene(colour, what, background, place, size, tuple(spots))

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jobs.errors import BadSpec
+from jobs.specs import TINY as TINY
 from jobs.specs import InferSpec, Spec, TrainSpec, parse
 from launcher.errors import Misconfigured, NotFound, Usage
 from launcher.settings import DEFAULT, Target, near
 
-TINY = "tiny"
 LOCAL_DEFAULT = "default of the local backend"
 DEFAULT_METHOD = "lora"
 _FLAGS = {

@@ -81,19 +81,18 @@ def theirs(folder: Path, given: argparse.Namespace) -> Any:
     return paint
 
 
-def tiny(folder: Path) -> Path:
-    """Write the tiny model and return its folder."""
-    from jobs.compat import eager
-    from jobs.tiny import pipeline
+def tiny(place: Path) -> Path:
+    """Return the folder of the small SDXL."""
+    from jobs import pipelines
+    from jobs.environment import Environment
 
-    with eager():
-        pipeline.write_folder(folder)
-    return folder
+    work = Environment(spec="", run="bench", store=str(place), uid="u", work=place, device="CPU")
+    return pipelines.locate("tiny", "main", work)
 
 
 def steady(given: argparse.Namespace, place: Path) -> float:
     """Return the ratio of pictures a second, ours to the loop's, in turns."""
-    folder = tiny(place / "model")
+    folder = tiny(place)
     painters = {"ours": ours(folder, given), "reference's loop": theirs(folder, given)}
     for paint in painters.values():
         paint(["to compile"], place)
@@ -112,7 +111,7 @@ def steady(given: argparse.Namespace, place: Path) -> float:
 def loop(given: argparse.Namespace, place: Path) -> None:
     """Be the reference's program: print how long start, first picture and the rest took."""
     began = time.time() - age()
-    paint = theirs(Path(given.model) if given.model else tiny(place / "model"), given)
+    paint = theirs(tiny(place), given)
     paint(["a red circle"], place)
     first = time.time()
     paint([f"a red circle, {n}" for n in range(1, given.pictures)], place)
@@ -129,14 +128,8 @@ def age() -> float:
 
 def reference(given: argparse.Namespace, place: Path, count: int, mode: str) -> dict[str, float]:
     """Run the loop in a process of its own and return what it prints."""
-    folder = place / "model"
-    if not folder.is_dir():
-        code = (
-            "from pathlib import Path; import sys; from infer import tiny; tiny(Path(sys.argv[1]))"
-        )
-        run([sys.executable, "-c", code, str(folder)], cwd=Path(__file__).parent)
     flags = ["--steps", given.steps, "--side", given.side, "--pictures", count, "--mode", mode]
-    command = [sys.executable, __file__, "loop", "--model", folder, *flags]
+    command = [sys.executable, __file__, "loop", *flags]
     found: dict[str, float] = json.loads(run(command).splitlines()[-1])
     return found
 
@@ -270,7 +263,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scheduler", default=None)
     parser.add_argument("--npus", type=int, default=1, help="workers of `job` and `schedulers`")
-    parser.add_argument("--model", default="", help="of `loop`")
     parser.add_argument("--mode", default="graph", choices=["graph", "pynative"])
     given = parser.parse_args()
     if given.part in ("steady", "loop"):

@@ -133,17 +133,12 @@ def ours(
 
 def prepare(place: Path) -> None:
     """Write the model and the drawings that both sides are given."""
-    from jobs import model
-    from jobs.environment import Environment
-    from jobs.specs import TrainSpec, to_json
-    from jobs.tiny import drawings
+    from infer import tiny
 
-    env = Environment(
-        spec=to_json(TrainSpec()), run="bench", store=str(place / "store"), uid="u",
-        work=place / "work", cache=place / "cache", device="CPU", threads=1,
-    )  # fmt: skip
-    (place / "model").symlink_to(model.locate("tiny", "", env), target_is_directory=True)
-    drawings.write_folder(place / "pictures")
+    from jobs.tiny import folders
+
+    (place / "model").symlink_to(tiny(place), target_is_directory=True)
+    folders.write(place / "pictures", folders.flat(0, range(64)))
 
 
 def measure(given: argparse.Namespace, place: Path, method: str, batch: int) -> bool:

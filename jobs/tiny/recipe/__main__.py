@@ -2,102 +2,159 @@
 
 One stage after another, each taken up where it was left: drawings, tokenizers, VAE, text encoders,
 then the UNet with the suite's own trainer (`launcher submit train --method vanilla`) as FOLDER's
-train.yaml says. Must not know how any of the parts is trained.
+train.yaml says. FOLDER/model is what ships, of the newest checkpoint: it takes the place of
+jobs/tiny/model. Must not know how any of the parts is trained.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from jobs.compat import eager
-from jobs.tiny import folders, pipeline
-from jobs.tiny.recipe import autoencoder, language
-from jobs.tiny.recipe.architecture import SIDE, UNET, VAE
-from jobs.tiny.recipe.weights import begin
+from jobs import compat, exports, layout, versions
+from jobs.errors import BadSpec, JobError
+from jobs.specs import TrainSpec
+from jobs.tiny import folders
+from jobs.tiny.recipe import assembly, autoencoder, language
+from jobs.tiny.recipe.architecture import SIDE, TEXT, UNET, VAE
+from jobs.tiny.recipe.card import card
+from jobs.tiny.recipe.pipeline import TOKENIZERS, halve, write_json
 
 log = logging.getLogger("jobs.tiny.recipe")
 
 PICTURES = 12_000
+CORES = 2
+"""What is computed on: with another number the last bits would be others."""
+RUN = "tiny-sdxl"
 TRAINING: dict[str, Any] = {
     "method": "vanilla", "precision": "fp32", "resolution": SIDE, "batch_size": 32,
-    "steps": 16_000, "learning_rate": 1e-3, "lr_schedule": "cosine", "warmup_steps": 500,
+    "steps": 10_000, "learning_rate": 1e-3, "lr_schedule": "cosine", "warmup_steps": 500,
     "weight_decay": 1e-3, "adam_beta2": 0.99, "ema_decay": 0.999, "caption_dropout": 0.1,
-    "save_every": 250, "keep_last": 3, "keep_every": 4000, "log_every": 50,
+    "save_every": 250, "keep_last": 3, "keep_every": 2500, "log_every": 50,
 }  # fmt: skip
 """What the UNet is trained with; keys of TrainSpec. In JSON, which is YAML."""
-SCHEDULER = {**pipeline.SCHEDULER, "prediction_type": "v_prediction"}
+LEAST_PSNR, LEAST_ACCURACY = 26.0, 0.97
+"""Of a VAE and of text encoders that are worth hours of training a UNet on them: dB, share."""
+
+
+def settings(seed: int) -> dict[str, Any]:
+    """Return all that decides the result; half a recipe is not gone on with by another one."""
+    phases = [[side, dataclasses.asdict(plan)] for side, plan in autoencoder.PHASES]
+    found = {
+        "seed": seed, "pictures": PICTURES, "training": TRAINING, "text": TEXT, "unet": UNET,
+        "vae": VAE, "phases": phases, "encoders": dataclasses.asdict(language.PLAN),
+        "versions": versions.of(["mindone", "mindspore", "pillow", "tokenizers"]),
+    }  # fmt: skip
+    plain: dict[str, Any] = json.loads(json.dumps(found))
+    return plain
 
 
 def assemble(folder: Path, seed: int) -> None:
-    """Train the frozen parts and write the pipeline folder, its UNet untrained."""
-    base = folder / "base"
-    size = language.write_tokenizers(base, seed)
-    vae = autoencoder.build()
-    begin(vae, seed + 3)
-    autoencoder.train(vae, seed, folder / "vae")
-    scaling, psnr = autoencoder.measure(vae, seed)
-    told = {style: round(value, 2) for style, value in psnr.items()}
-    log.info("vae scaling_factor=%.5f psnr_db=%s", scaling, json.dumps(told))
-    encoders = language.build(size)
-    for offset, cell in enumerate(encoders):
-        begin(cell, seed + offset)
+    """Train the frozen parts and write the pipeline folder, its UNet untrained.
+
+    Raises:
+        BadSpec: they have become too bad to go on with.
+    """
     from transformers import CLIPTokenizer
 
-    first, second = (CLIPTokenizer.from_pretrained(base / name) for name in pipeline.TOKENIZERS)
+    base = folder / "base"
+    cells = assembly.begun(base, seed)
+    autoencoder.train(cells["vae"], seed, folder / "vae")
+    scaling, psnr = autoencoder.measure(cells["vae"], seed)
+    log.info("vae scaling_factor=%.5f psnr_db=%s", scaling, json.dumps(psnr))
+    if min(psnr.values()) < LEAST_PSNR:
+        raise BadSpec(f"the VAE: {psnr} dB, where {LEAST_PSNR} is the least")
+    encoders = cells["text_encoder"], cells["text_encoder_2"]
+    first, second = (CLIPTokenizer.from_pretrained(base / name) for name in TOKENIZERS)
     accuracy = language.train(encoders, (first, second), seed, folder / "text")
     log.info("text accuracy=%s", json.dumps(accuracy))
-    from mindone.diffusers import UNet2DConditionModel
+    if min(accuracy.values()) < LEAST_ACCURACY:
+        raise BadSpec(f"the text encoders: {accuracy}, where {LEAST_ACCURACY} is the least")
+    write_json(folder / "facts.json", {"psnr_db": psnr, "accuracy": accuracy})
+    assembly.write(base, cells, scaling)
 
-    unet = UNet2DConditionModel(**UNET)
-    begin(unet, seed + 2)
-    pipeline.write_json(base / "scheduler" / "scheduler_config.json", SCHEDULER)
-    cells = {"text_encoder": encoders[0], "text_encoder_2": encoders[1], "unet": unet, "vae": vae}
-    for name, cell in cells.items():
-        with eager():
-            pipeline.save(cell, base / name)
-    path = base / "vae" / "config.json"
-    found = json.loads(path.read_text(encoding="utf-8")) | {"scaling_factor": round(scaling, 5)}
-    pipeline.write_json(path, found)
-    facts = {"psnr_db": told, "accuracy": accuracy, "seed": seed, "vae": VAE["block_out_channels"]}
-    pipeline.write_json(folder / "facts.json", facts)
-    pipeline.write_json(base / "model_index.json", pipeline.INDEX)  # last: the folder is whole
+
+def train(folder: Path, seed: int) -> int:
+    """Train the UNet, from its newest checkpoint on; return the launcher's exit code."""
+    data = {"model": str(folder / "base"), "data": str(folder / "pictures")}
+    write_json(folder / "train.yaml", TRAINING | {"seed": seed} | data)
+    command = [sys.executable, "-m", "launcher.cli", "submit", "train", "--backend", "local"]
+    command += ["--npus", "1", "--name", RUN, "--store", str(folder / "runs"), "--idempotent"]
+    command += ["--spec", str(folder / "train.yaml"), "--wait"]
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("LAUNCHER_")}
+    return subprocess.run(command, cwd=folder, env=plain, check=False).returncode
+
+
+def ship(folder: Path) -> None:
+    """Write FOLDER/model in fp16, of the newest checkpoint: the average of the UNet's weights.
+
+    Raises:
+        BadSpec: there is no checkpoint.
+    """
+    from safetensors.numpy import load_file
+
+    found = sorted((folder / "runs" / RUN / layout.CHECKPOINTS).glob(f"*/{layout.COMMITTED}"))
+    if not found:
+        raise BadSpec(f"{folder / 'runs' / RUN}: holds no checkpoint to ship")
+    checkpoint, average, whole = found[-1].parent, "ema.", folder / "whole"
+    arrays = load_file(checkpoint / "state.safetensors")
+    weights = {n.removeprefix(average): a for n, a in arrays.items() if n.startswith(average)}
+    exports.write_pipeline(whole, folder / "base", TrainSpec(precision="fp32"), weights)
+    halve(whole, folder / "model", card(folder, layout.step_of(checkpoint.name) or 0))
 
 
 def main() -> int:
-    """Run the stages that are not done yet; return the trainer's exit code."""
+    """Run the stages that are not done yet; return 0, the trainer's exit code, or a job's."""
     parser = argparse.ArgumentParser(prog="python -m jobs.tiny.recipe", description=__doc__)
     parser.add_argument("folder", type=Path, help="where everything is made and kept")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--parts-only", action="store_true", help="stop before the UNet")
+    parser.add_argument("--ship", action="store_true", help="write FOLDER/model, train nothing")
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    folder, seed = given.folder.resolve(), given.seed
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "pictures").is_dir():
-        folders.write(folder / "pictures", folders.flat(seed, range(PICTURES)))
-    if not (folder / "base" / "model_index.json").is_file():
-        import mindspore as ms
+    folder = given.folder.resolve()
+    try:
+        if not given.ship:
+            return made(folder, given)
+        ship(folder)
+        return 0
+    except (JobError, OSError, FloatingPointError) as error:
+        log.error("error: %s", error)
+        return error.code if isinstance(error, JobError) else 70
 
-        ms.set_context(mode=ms.GRAPH_MODE)
-        assemble(folder, seed)
-    spec = {
-        **TRAINING,
-        "seed": seed,
-        "model": str(folder / "base"),
-        "data": str(folder / "pictures"),
-    }
-    pipeline.write_json(folder / "train.yaml", spec)
+
+def made(folder: Path, given: argparse.Namespace) -> int:
+    """Run the stages that are not done yet; return 0, or the trainer's exit code.
+
+    Raises:
+        BadSpec: the folder is another recipe's, or a part has become too bad.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, wanted = folder / "recipe.json", settings(given.seed)
+    if not path.exists():
+        write_json(path, wanted)
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if changed := sorted(key for key in wanted if before.get(key) != wanted[key]):
+        raise BadSpec(f"{folder}: was begun with other {', '.join(changed)}; take a new folder")
+    if not (folder / "pictures").is_dir():
+        folders.write(folder / "pictures", folders.flat(given.seed, range(PICTURES)))
+    if not (folder / "base" / "model_index.json").is_file():
+        compat.pin(0, CORES)
+        compat.take("CPU")
+        assemble(folder, given.seed)
     if given.parts_only:
         return 0
-    command = ["launcher", "submit", "train", "--backend", "local", "--name", "tiny-sdxl"]
-    command += ["--spec", str(folder / "train.yaml"), "--wait"]
-    return subprocess.run(command, cwd=folder, check=False).returncode
+    code = train(folder, given.seed)
+    if code == 0:
+        ship(folder)
+    return code
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ VAE: dict[str, Any] = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
     "latent_channels": 4,
-    "norm_num_groups": 8,
+    # All channels together: a channel that is normed alone loses the colour of a plain area.
+    "norm_num_groups": 1,
     "sample_size": SIDE,
 }

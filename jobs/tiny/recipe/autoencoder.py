@@ -7,6 +7,7 @@ flat drawings do not need.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,17 @@ from jobs.tiny.recipe.architecture import SIDE, VAE
 from jobs.tiny.recipe.fitting import Plan, fit
 
 BATCH = 16
-PULL = 1e-3
+PULL = 1e-4
 """Weight of the divergence from N(0, 1), nats per latent number."""
 PHASES = (
-    (32, Plan(steps=4000, learning_rate=2e-3, warmup=100)),
-    (64, Plan(steps=800, learning_rate=1e-3, warmup=60, save_every=100)),
-    (SIDE, Plan(steps=400, learning_rate=1e-3, warmup=60, save_every=50)),
+    (32, Plan(steps=2500, learning_rate=2e-3, warmup=50)),
+    (64, Plan(steps=300, learning_rate=1e-3, warmup=30, save_every=50)),
+    (SIDE, Plan(steps=150, learning_rate=7e-4, warmup=20, save_every=25)),
 )
 """Side of the pictures' part that is seen, and how long. Most is learned from parts around an
 object at a sixteenth of the cost; larger ones then set right what norms make of a part's own mean.
 """
 STYLES: tuple[brush.Style, ...] = ("flat", "flat", "flat", "hatched", "neon")
-_NOISE, _PART = 66, 71
 
 
 class Loss(nn.Cell):  # type: ignore[misc]
@@ -72,7 +72,7 @@ def parts(seed: int, numbers: range, side: int) -> NDArray[np.float32]:
     drawn = dict(zip(drawings, pixels(seed, drawings), strict=True))
     rows = []
     for number in numbers:
-        picture, rng = drawn[number // share], draws.generator(seed, _PART, number)
+        picture, rng = drawn[number // share], draws.generator(seed, draws.TINY_PART, number)
         spots = scenes.scene(seed, number // share).spots
         spot = spots[int(rng.integers(len(spots)))]
         middle = np.array([spot.y, spot.x]) * SIDE + rng.uniform(-0.4, 0.4, 2) * side
@@ -86,23 +86,19 @@ def train(vae: Any, seed: int, folder: Path) -> None:
     trained = dict(vae.parameters_and_names())
     begun = 0
     for number, (side, plan) in enumerate(PHASES):
-        shape = (BATCH, 4, side // 8, side // 8)
-
-        def batch(
-            step: int,
-            number: int = number,
-            side: int = side,
-            shape: tuple[int, ...] = shape,
-            begun: int = begun,
-        ) -> tuple[NDArray[Any], ...]:
-            noise = draws.generator(seed, _NOISE, step, number).standard_normal(shape, np.float32)
-            first = (begun + step) * BATCH
-            return parts(seed, range(first, first + BATCH), side), noise
-
+        batch = partial(_batch, seed, number, begun)
         found = fit(Loss(vae), trained, batch, plan, folder / f"{side}")
         for name, value in found.items():
             trained[name].set_data(Tensor(value))
         begun += plan.steps
+
+
+def _batch(seed: int, phase: int, begun: int, step: int) -> tuple[NDArray[Any], ...]:
+    """Return pictures and noise of a step of a phase, before which `begun` steps were done."""
+    side, first = PHASES[phase][0], (begun + step) * BATCH
+    rng = draws.generator(seed, draws.TINY_VAE_NOISE, step, phase)
+    noise = rng.standard_normal((BATCH, 4, side // 8, side // 8), np.float32)
+    return parts(seed, range(first, first + BATCH), side), noise
 
 
 def measure(vae: Any, seed: int, count: int = 256) -> tuple[float, dict[str, float]]:

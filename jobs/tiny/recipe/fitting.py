@@ -123,5 +123,6 @@ def _restore(folder: Path, state: Mapping[str, Parameter]) -> int:
         return 0
     with safe_open(path, "np") as opened:
         for name, parameter in state.items():
-            parameter.set_data(Tensor(opened.get_tensor(name)))
+            # A single number comes back as an array of one.
+            parameter.set_data(Tensor(opened.get_tensor(name).reshape(parameter.shape)))
         return int(opened.metadata()["done"])

@@ -7,6 +7,7 @@ embedding and from the tokens' embeddings, which are what the UNet reads. Must n
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,12 @@ ATTRIBUTES: dict[str, tuple[Any, ...]] = {
     "count": (1, *scenes.COUNTS),
 }
 """What a caption tells; the last choice of two of them is that it leaves it open."""
-_CAPTION, _HEADS = 67, 68
 
 
 def told(seed: int, number: int) -> tuple[str, list[int]]:
     """Return caption `number`, and the place of its choice in each of ATTRIBUTES."""
     scene = scenes.scene(seed, number)
-    said = captions.varied(scene, draws.generator(seed, _CAPTION, number))
+    said = captions.varied(scene, draws.generator(seed, draws.TINY_TEXT, number))
     choices = (
         scene.colour, scene.what, scene.background if said.tells_background else None,
         scene.place if said.tells_place else None, scene.size, len(scene.spots),
@@ -49,7 +49,7 @@ def told(seed: int, number: int) -> tuple[str, list[int]]:
     return said.text, [choice.index(made) for choice, made in rows]
 
 
-def write_tokenizers(folder: Path, seed: int) -> int:
+def write_tokenizers(folder: Path, texts: Iterable[str]) -> int:
     """Write both tokenizers in CLIPTokenizer's format; return the size of their vocabulary.
 
     Byte pairs as CLIP has them (Radford et al. 2021, arXiv 2103.00020, section 2.4). The two differ
@@ -69,7 +69,7 @@ def write_tokenizers(folder: Path, seed: int) -> int:
     trainer = trainers.BpeTrainer(
         vocab_size=WORDS, show_progress=False, end_of_word_suffix="</w>", initial_alphabet=alphabet
     )
-    bpe.train_from_iterator((told(seed, number)[0] for number in range(4000)), trainer)
+    bpe.train_from_iterator(texts, trainer)
     found = json.loads(bpe.to_str())["model"]["merges"]
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in found]
     # CLIP's order: bytes, bytes that end a word, merges, the two marks; the end mark is the
@@ -111,7 +111,7 @@ class Reader(nn.Cell):  # type: ignore[misc]
     def __init__(self, encoders: tuple[nn.Cell, nn.Cell], seed: int) -> None:
         super().__init__()
         self.first, self.second = encoders
-        rng = draws.generator(seed, _HEADS)
+        rng = draws.generator(seed, draws.TINY_HEADS)
         width, pooled = 2 * TEXT["hidden_size"], TEXT["projection_dim"]
         self.sizes = tuple(len(choices) for choices in ATTRIBUTES.values())
 
@@ -157,9 +157,8 @@ class Loss(nn.Cell):  # type: ignore[misc]
 
 
 def train(
-    encoders: tuple[Any, Any], tokenizers: tuple[Any, Any], seed: int, folder: Path,
-    plan: Plan = PLAN,
-) -> dict[str, float]:  # fmt: skip
+    encoders: tuple[Any, Any], tokenizers: tuple[Any, Any], seed: int, folder: Path
+) -> dict[str, float]:
     """Train both encoders in place; return each attribute's accuracy on new captions.
 
     Its state is kept in `folder`.
@@ -170,7 +169,7 @@ def train(
         return _batch(tokenizers, seed, range(step * BATCH, (step + 1) * BATCH))
 
     trained = dict(reader.parameters_and_names())
-    for name, value in fit(Loss(reader), trained, batch, plan, folder).items():
+    for name, value in fit(Loss(reader), trained, batch, PLAN, folder).items():
         trained[name].set_data(Tensor(value))
     reader.set_train(False)
     right: list[NDArray[np.bool_]] = []
