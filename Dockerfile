@@ -24,7 +24,7 @@ RUN { getent group 1000 || groupadd --gid 1000 jobs; } \
 # ascend: MindSpore for NPUs, CANN's own te and hccl, and sympy, which te needs. cpu: the extra.
 ARG FRAMEWORK=ascend
 ARG MINDSPORE_VERSION=2.5.0
-# A mirror of packages for pip, which reads it from here; the image keeps nothing of it.
+# A mirror of packages for pip, which reads it from here. The image's history shows it: no credentials.
 ARG PIP_INDEX_URL
 # Where the wheel is, if not at MindSpore's own place of release; with #sha256=... at its end, pip checks it.
 ARG MINDSPORE_WHEEL=

@@ -19,10 +19,10 @@ ORDER, NOISE, TIMESTEP, POSTERIOR, PICTURE, OFFSET, CAPTION, DROPOUT = range(8)
 CROP, VIEW, VARIANT = 32, 33, 34
 """The encoder's and the feed's own; numbers of their own, since no purpose may change its."""
 
-TINY_SCENE, TINY_APART, TINY_VAE_NOISE, TINY_TEXT, TINY_HEADS, TINY_CAPTION, TINY_STYLE = range(
-    64, 71
-)
-TINY_PART = 71
+(
+    TINY_SCENE, TINY_APART, TINY_VAE_NOISE, TINY_TEXT, TINY_HEADS, TINY_CAPTION, TINY_STYLE,
+    TINY_PART,
+) = range(64, 72)  # fmt: skip
 """The drawings' and the recipe's of the small SDXL."""
 
 

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from jobs import commits, layout
-from jobs.specs import Spec
+from jobs.specs import TINY, Spec
 from jobs.stores import FileStore, Store
 from launcher import output, records, storage
 from launcher.errors import Forbidden, Misconfigured, NotFound, Unreachable
-from launcher.methods import TINY, is_default
+from launcher.methods import is_default
 from launcher.settings import Target
 
 _RUN = re.compile(r"(?P<run>[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?)(?:@(?P<step>\d{1,9}))?")

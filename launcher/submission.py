@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jobs import layout
-from jobs.specs import Spec
+from jobs.specs import TINY, Spec
 from jobs.stores import FileStore, Store
 from launcher import (
     advice,
@@ -34,7 +34,7 @@ from launcher.backends.kubernetes import Kubernetes
 from launcher.backends.localrun import Files
 from launcher.errors import LauncherError, Misconfigured, NameTaken, Unreachable, Usage
 from launcher.inputs import Prompts, Upload
-from launcher.methods import LOCAL_DEFAULT, TINY, Request, Resolved, resolve
+from launcher.methods import LOCAL_DEFAULT, Request, Resolved, resolve
 from launcher.plan import JobPlan, plan
 from launcher.settings import Settings, Target
 
@@ -135,7 +135,7 @@ def _for_this_machine(spec: Spec, origins: Mapping[str, str], target: Target) ->
     found = {
         key: inputs.place(key, value, origins[key], storage.access(target))
         for key, value in spec.model_dump(include=set(inputs.PLACES)).items()
-        if value not in (None, TINY)
+        if value is not None
     }
     return models.fitted(spec.model_copy(update=found), origins)
 

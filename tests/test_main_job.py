@@ -113,7 +113,6 @@ def test_train_then_paint_with_it(here: Here) -> None:
     assert "[0] " in err
     rows = here.records("style", layout.METRICS)
     assert [row["step"] for row in rows] == [1, *range(5, 65, 5)]
-    assert all(0 < row["loss"] < 2 for row in rows)
     result = here.result("style")
     assert result["npus"] == 2
     assert result["steps"] == 60
@@ -210,6 +209,15 @@ def test_a_restart_paints_only_what_is_missing(here: Here) -> None:
     assert {name: (run / "images" / name).stat().st_mtime_ns for name in kept} == kept
     assert [row["line"] for row in here.records("cut", layout.PICTURES)] == list(range(1, 7))
     assert here.result("cut")["pictures"] == 6
+
+
+def test_training_lowers_the_loss(random_sdxl: Path, here: Here) -> None:
+    """Of the tests' own weights: until trained ones ship, the small SDXL's loss says nothing."""
+    submit = (*TRAIN, "--npus", "2", "--name", "lower", "--model", str(random_sdxl))
+    words = ("--data", "tiny", "--steps", "60", "--lr", "1e-3", "--set", "log_every=5")
+    here.run(*submit, *words, "--set", "validation_prompts=[]")
+    rows = here.records("lower", layout.METRICS)
+    assert rows[-1]["loss"] < 0.85 * rows[0]["loss"], "training must train"
 
 
 def test_a_diverged_run_ends_for_good(random_sdxl: Path, here: Here) -> None:

@@ -180,7 +180,7 @@ def test_the_whole_recipe_goes_on_after_a_stop_in_each_stage(
     monkeypatch.setattr(language, "PLAN", short)
     for name, value in {"PICTURES": 6, "LEAST_PSNR": -99.0, "LEAST_ACCURACY": 0.0}.items():
         monkeypatch.setattr(recipe, name, value)
-    few = {"steps": 4, "batch_size": 2, "save_every": 2, "warmup_steps": 1, "keep_every": None}
+    few = {"steps": 4, "batch_size": 2, "save_every": 2, "warmup_steps": 1, "keep_every": 0}
     monkeypatch.setattr(recipe, "TRAINING", recipe.TRAINING | few)
     monkeypatch.setattr(autoencoder, "measure", lambda *_: (1.5, {"flat": 1.0}))
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from jobs.tiny.recipe import architecture
 from jobs.tiny.recipe.language import write_tokenizers
 from jobs.tiny.recipe.pipeline import MODEL_INDEX, SDXL_SCHEDULER, save, write_json
 from jobs.tiny.recipe.weights import fill
@@ -23,32 +24,16 @@ TEXT = {
     "num_attention_heads": 4,
 }
 UNET: dict[str, Any] = {
-    "sample_size": 16,
-    "in_channels": 4,
-    "out_channels": 4,
+    **architecture.UNET,
     "block_out_channels": (64, 128),
-    "layers_per_block": 1,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
     "attention_head_dim": (2, 4),
-    "transformer_layers_per_block": (1, 1),
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 32,
     "projection_class_embeddings_input_dim": 6 * 32 + 64,
     "cross_attention_dim": 2 * 64,
-    "norm_num_groups": 16,
 }
 VAE: dict[str, Any] = {
-    "in_channels": 3,
-    "out_channels": 3,
+    **architecture.VAE,
     "block_out_channels": (16, 32, 32, 32),
-    "layers_per_block": 1,
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "latent_channels": 4,
     "norm_num_groups": 16,
-    "sample_size": 128,
     "scaling_factor": 0.13025,
 }
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "black", "brown")

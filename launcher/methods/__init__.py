@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jobs.errors import BadSpec
-from jobs.specs import TINY as TINY
-from jobs.specs import InferSpec, Spec, TrainSpec, parse
+from jobs.specs import TINY, InferSpec, Spec, TrainSpec, parse
 from launcher.errors import Misconfigured, NotFound, Usage
 from launcher.settings import DEFAULT, Target, near
 
@@ -116,13 +115,14 @@ def _chosen(request: Request) -> dict[str, tuple[str, object]]:
 
 def _known(key: str, kind: Kind, where: str) -> None:
     known = [name for name in _SPECS[kind].model_fields if name != "kind"]
-    if key not in known and key in Target.__dataclass_fields__:
+    if key in known:
+        return
+    if key in Target.__dataclass_fields__:
         raise Misconfigured(
             f"{where}: is a setting of launcher.toml, no key of the spec",
             f"LAUNCHER_{key.upper()}=... sets it for one run",
         )
-    if key not in known:
-        raise Misconfigured(f"{where}: no such key in the spec of {kind}", near(key, known))
+    raise Misconfigured(f"{where}: no such key in the spec of {kind}", near(key, known))
 
 
 def _typed(key: str, text: str, kind: Kind) -> object:

@@ -13,6 +13,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,7 @@ def settings(seed: int) -> dict[str, Any]:
     found = {
         "seed": seed, "pictures": PICTURES, "training": TRAINING, "text": TEXT, "unet": UNET,
         "vae": VAE, "phases": phases, "encoders": dataclasses.asdict(language.PLAN),
+        "pull": autoencoder.PULL,
         "versions": versions.of(["mindone", "mindspore", "pillow", "tokenizers"]),
     }  # fmt: skip
     plain: dict[str, Any] = json.loads(json.dumps(found))
@@ -104,6 +106,7 @@ def ship(folder: Path) -> None:
     if not found:
         raise BadSpec(f"{folder / 'runs' / RUN}: holds no checkpoint to ship")
     checkpoint, average, whole = found[-1].parent, "ema.", folder / "whole"
+    shutil.rmtree(whole, ignore_errors=True)
     arrays = load_file(checkpoint / "state.safetensors")
     weights = {n.removeprefix(average): a for n, a in arrays.items() if n.startswith(average)}
     exports.write_pipeline(whole, folder / "base", TrainSpec(precision="fp32"), weights)

@@ -23,7 +23,7 @@ from jobs.tiny.recipe.fitting import Plan, fit
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORDS = 1024
-"""Size of the vocabulary without its two marks; 512 of them are bytes."""
+"""The vocabulary's limit, without its two marks and the bytes that end a word."""
 BATCH = 64
 PLAN = Plan(steps=4000, learning_rate=1e-3, warmup=200)
 ATTRIBUTES: dict[str, tuple[Any, ...]] = {
