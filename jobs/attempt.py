@@ -107,9 +107,8 @@ def prepare(env: Environment, spec: specs.Spec, stop: StopRequest) -> Attempt:
     node = env.node if spec.kind == "infer" else None
     if spec.kind == "infer":
         patiently(env, stop, "list of pictures", lambda: _refuse_strangers(env, store))
-    text = specs.to_json(spec)
     forked = spec.kind == "train" and spec.fork
-    goes_on = forked or patiently(env, stop, layout.SPEC, lambda: _is_of(store, env.run, text))
+    goes_on = forked or patiently(env, stop, layout.SPEC, lambda: _is_of(store, env.run, spec))
     claim = patiently(
         env,
         stop,
@@ -131,6 +130,7 @@ def prepare(env: Environment, spec: specs.Spec, stop: StopRequest) -> Attempt:
     patiently(env, stop, "restore", lambda: _restore(attempt))
     if node is None:
         abort_uploads(store, env.run, attempt.outbox)
+    text = specs.to_json(spec)
     record = {
         "spec": json.loads(text),
         "sha256": _sha256(text),
@@ -138,22 +138,27 @@ def prepare(env: Environment, spec: specs.Spec, stop: StopRequest) -> Attempt:
         "versions": versions.all_there(),
     }
     body = json.dumps(record, indent=1).encode()
+    # Not over the record of a submission that has taken the run over meanwhile.
+    patiently(env, stop, "claim", lambda: claims.check_claim(store, env.run, claim))
     patiently(env, stop, layout.SPEC, lambda: store.write(layout.key(env.run, layout.SPEC), body))
     return attempt
 
 
-def _is_of(store: Store, run: str, text: str) -> bool:
+def _is_of(store: Store, run: str, spec: specs.Spec) -> bool:
     """Say whether the run's records are of this very spec, or there are none of any.
 
-    So a run that was cancelled, whose Job is gone, goes on when it is submitted again.
+    So a run that was cancelled, whose Job is gone, goes on when it is submitted again. Not one that
+    several nodes have painted: what each has done goes by their number.
     """
+    if next(iter(store.list(layout.key(run, layout.NODES, ""))), None) is not None:
+        return False
     try:
         found = json.loads(store.read(layout.key(run, layout.SPEC)))
+        return specs.parse_json(json.dumps(found["spec"])) == spec
     except FileNotFoundError:
-        return True  # written before anything is committed
-    except ValueError:
+        return not commits.committed_steps(store, run) and not known_rows(store, run)
+    except (ValueError, KeyError, TypeError, BadSpec):
         return False
-    return isinstance(found, dict) and found.get("sha256") == _sha256(text)
 
 
 def begin(attempt: Attempt) -> Attempt:

@@ -28,6 +28,8 @@ class Claim:
     """Drawn at random, so that two attempts that start at the same moment differ."""
     node: int | None = None
     """Of a painting over several nodes: each claims its own part, which nobody else writes to."""
+    lost: tuple[str, ...] = ()
+    """The submissions it was taken from: two that live would take it from each other for ever."""
 
     def to_json(self) -> bytes:
         """Return deterministic JSON."""
@@ -55,21 +57,24 @@ def take_claim(
         cluster: of this attempt.
         namespace: of this attempt.
         uid: of the submission.
-        take_over: whether another submission's run may be gone on with; whatever still writes to
-            it can't commit any more, but for a painting's other nodes, whose pictures are the same.
+        take_over: whether another submission's run may be gone on with, where it is one node's;
+            whatever still writes to it can't commit any more, and has lost the run for good.
         node: claims its part of the run.
 
     Raises:
         BadSpec: another submission writes to the prefix, or was quicker.
     """
     if node is not None:
-        _own(store, run, Claim(cluster, namespace, uid, 1), take_over)
+        _own(store, run, Claim(cluster, namespace, uid, 1))
     key = layout.node_key(run, node, layout.CLAIM)
     old, before = _claim_of(store, run, key)
-    if before is not None and before.uid != uid and not take_over:
-        raise _belongs(run, before)
+    lost = () if before is None else tuple(before.lost)
+    if before is not None and before.uid != uid:
+        if not take_over or uid in lost:
+            raise _belongs(run, before)
+        lost = (*lost, before.uid)
     epoch = 1 if before is None else before.epoch + 1
-    claim = Claim(cluster, namespace, uid, epoch, secrets.token_hex(8), node)
+    claim = Claim(cluster, namespace, uid, epoch, secrets.token_hex(8), node, lost)
     try:
         store.swap(key, old, claim.to_json())
     except Conflict as error:
@@ -77,13 +82,13 @@ def take_claim(
     return claim
 
 
-def _own(store: Store, run: str, claim: Claim, take_over: bool) -> None:
+def _own(store: Store, run: str, claim: Claim) -> None:
     """Make the run a submission's, whichever of its nodes is first."""
     key = layout.key(run, layout.CLAIM)
     old, before = _claim_of(store, run, key)
-    if before is None or (before.uid != claim.uid and take_over):
+    if old is None:
         with suppress(Conflict):
-            store.swap(key, old, claim.to_json())
+            store.swap(key, None, claim.to_json())
         old, before = _claim_of(store, run, key)
     if before is None or before.uid != claim.uid:
         raise _belongs(run, before or claim)
@@ -108,8 +113,8 @@ def _claim_of(store: Store, run: str, key: str) -> tuple[bytes | None, Claim | N
 def _belongs(run: str, claim: Claim) -> BadSpec:
     return BadSpec(
         f"run {run!r}: its records belong to another submission ({claim.uid} in "
-        f"{claim.cluster or 'a cluster'}), of another spec; repeat that one to go on with it, or "
-        "choose another name"
+        f"{claim.cluster or 'a cluster'}); it goes on only for its very spec, submitted anew, on "
+        "one node if it paints; or --fork a training, or choose another name"
     )
 
 

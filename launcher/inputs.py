@@ -272,8 +272,8 @@ def place(key: str, value: str, origin: str, how: Access) -> str:
     if value.startswith(("/", ".", "~")) or (value.count("/") != 1 and not file):
         raise NotFound(
             f"{key} {value!r} (from {origin}): no such file or folder",
-            f"{key} wants {PLACES[key]}, s3://bucket/prefix, a hub id (owner/name),"
-            f" {' or '.join(ships)}",
+            f"{key} wants {PLACES[key]}, s3://bucket/prefix, a hub id (owner/name)"
+            f" or {' or '.join(ships)}",
         )
     return value
 

@@ -77,15 +77,77 @@ def test_the_same_spec_goes_on_under_another_submission(env: Environment) -> Non
     assert attempt.prepare(dataclasses.replace(env, uid="third"), forked, StopRequest())
 
 
-def test_a_submission_that_has_left_only_its_claim_holds_nothing(
+def test_who_has_lost_the_run_does_not_take_it_back(env: Environment) -> None:
+    """Else two Jobs that live would take it from each other until both have failed."""
+    prepared(env)
+    second = dataclasses.replace(env, uid="second")
+    prepared(second)
+    prepared(second)
+    with pytest.raises(BadSpec, match=r"another submission \(second in a cluster\)"):
+        prepared(env)
+    assert prepared(second).claim.epoch == 4
+
+
+@pytest.mark.parametrize("text", [b"half a", b"[]", b'{"spec": {"kind": "walk"}}', b"{}"])
+def test_a_record_that_cannot_be_read_is_nobodys_spec(
+    env: Environment, store: FileStore, text: bytes
+) -> None:
+    prepared(env)
+    store.write(f"r/{layout.SPEC}", text)
+    with pytest.raises(BadSpec, match="or --fork a training, or choose another name"):
+        prepared(dataclasses.replace(env, uid="another"))
+
+
+def test_a_record_without_a_key_of_today_is_of_the_same_spec(
     env: Environment, store: FileStore
+) -> None:
+    prepared(env)
+    record = json.loads(store.read(f"r/{layout.SPEC}"))
+    del record["spec"]["snr_gamma"]
+    store.write(f"r/{layout.SPEC}", json.dumps(record).encode())
+    assert prepared(dataclasses.replace(env, uid="another")).claim.epoch == 2
+
+
+def test_a_submission_that_has_left_only_its_claim_holds_nothing(
+    env: Environment, store: FileStore, tmp_path: Path
 ) -> None:
     prepared(env)
     store.delete(f"r/{layout.SPEC}")
     assert prepared(dataclasses.replace(env, uid="another")).claim.epoch == 2
-    store.write(f"r/{layout.SPEC}", b"half a")
+    store.delete(f"r/{layout.SPEC}")
+    commit(store, tmp_path, 20)
     with pytest.raises(BadSpec, match="another submission"):
         prepared(dataclasses.replace(env, uid="third"))
+
+
+def test_a_run_that_is_taken_over_meanwhile_keeps_the_new_ones_record(
+    env: Environment, store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, other = attempt._restore, TRAIN.model_copy(update={"seed": 7})
+
+    def late(first: attempt.Attempt) -> None:
+        monkeypatch.setattr(attempt, "_restore", real)
+        attempt.prepare(dataclasses.replace(env, uid="another"), other, StopRequest())
+        real(first)
+
+    monkeypatch.setattr(attempt, "_restore", late)
+    with pytest.raises(Unavailable, match="taken over"):
+        prepared(env)
+    assert json.loads(store.read(f"r/{layout.SPEC}"))["spec"]["seed"] == 7
+
+
+def test_the_claim_waits_for_a_store_that_is_away(
+    env: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> bytes:
+        raise OSError("away")
+
+    prepared(env)
+    monkeypatch.setattr(FileStore, "read", away)
+    stop = StopRequest()
+    stop.since = 0.0
+    with pytest.raises(Unavailable, match=r"spec\.json: away"):
+        attempt.prepare(env, TRAIN, stop)
 
 
 def left_behind(env: Environment, step: int) -> None:

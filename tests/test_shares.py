@@ -33,11 +33,11 @@ class Node:
             spec="", run="r", store=str(root / "store"), uid="u", work=root / f"work-{index}",
             device="CPU", nodes=2, index=index,
         )  # fmt: skip
-        self.spec, self.stop, self.lines = SPEC, StopRequest(), [index + 1, index + 3]
+        self.stop, self.lines = StopRequest(), [index + 1, index + 3]
         self.before = 0
 
     def begin(self) -> None:
-        self.attempt = attempt.prepare(self.env, self.spec, self.stop)
+        self.attempt = attempt.prepare(self.env, SPEC, self.stop)
         self.before = self.attempt.restored
         self.uploader = Uploader(
             self.attempt.store, "r", Outbox(self.env.work), self.attempt.claim, 0.0
@@ -231,12 +231,25 @@ def test_pictures_and_runs_of_others_are_refused(nodes: list[Node], store: FileS
     nodes[1].begin()  # the pictures there are its own run's
     stranger = Node(store.root.parent, 1)
     stranger.env = dataclasses.replace(stranger.env, uid="another", nodes=3, index=2)
-    stranger.spec = SPEC.model_copy(update={"seed": 7})
     with pytest.raises(BadSpec, match=r"belong to another submission \(u in"):
         stranger.begin()  # no node has claimed its part, and the run is another's
-    stranger.spec = SPEC
-    stranger.begin()
-    assert json.loads(store.read("r/claim.json"))["uid"] == "another"
+    stranger.env = dataclasses.replace(stranger.env, nodes=1, index=0)
+    with pytest.raises(BadSpec, match="on one node if it paints"):
+        stranger.begin()  # what the nodes have done goes by their number
+
+
+def test_a_painting_on_one_node_goes_on_under_another_submission(
+    tmp_path: Path, store: FileStore
+) -> None:
+    for uid, epoch in (("u", 1), ("another", 2)):
+        alone = Node(store.root.parent, 0)
+        alone.env = dataclasses.replace(alone.env, uid=uid, nodes=1)
+        alone.begin()
+        assert alone.attempt.claim.epoch == epoch
+    several = Node(store.root.parent, 0)
+    several.env = dataclasses.replace(several.env, uid="third")
+    with pytest.raises(BadSpec, match="on one node if it paints"):
+        several.begin()
 
 
 def test_two_nodes_may_claim_the_run_at_the_same_moment(

@@ -43,10 +43,11 @@ def image(wanted: Wanted) -> Line:
         return failed("image", problem)
     name = wanted.target.image
     last = name.rpartition("/")[2]
-    if name.startswith("localhost/"):
+    registry = name.partition("/")[0] if "/" in name else ""
+    if registry.partition(":")[0] == "localhost":
         text = f"{name}: no node can pull it; each must have it already"
         return Line("image", "warn", text, "push it to a registry of the cluster")
-    if "/" not in name:
+    if "." not in registry and ":" not in registry:
         text = f"{name}: is taken from Docker Hub, as every name without a registry"
         return Line(
             "image", "warn", text, "the name with its registry: registry.example.com/team/jobs:1"
