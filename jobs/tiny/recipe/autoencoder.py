@@ -24,9 +24,9 @@ BATCH = 16
 PULL = 1e-4
 """Weight of the divergence from N(0, 1), nats per latent number."""
 PHASES = (
-    (32, Plan(steps=2500, learning_rate=2e-3, warmup=50)),
-    (64, Plan(steps=300, learning_rate=1e-3, warmup=30, save_every=50)),
-    (SIDE, Plan(steps=150, learning_rate=7e-4, warmup=20, save_every=25)),
+    (32, Plan(steps=2000, learning_rate=2e-3, warmup=50)),
+    (64, Plan(steps=200, learning_rate=1e-3, warmup=30, save_every=50)),
+    (SIDE, Plan(steps=100, learning_rate=7e-4, warmup=20, save_every=25)),
 )
 """Side of the pictures' part that is seen, and how long. Most is learned from parts around an
 object at a sixteenth of the cost; larger ones then set right what norms make of a part's own mean.
