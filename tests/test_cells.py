@@ -12,6 +12,7 @@ ms = pytest.importorskip("mindspore", reason="MindSpore is not installed (extra:
 from mindspore import nn  # noqa: E402
 
 from jobs.cells import Denoise  # noqa: E402
+from jobs.sampling import Painter  # noqa: E402
 
 
 class Affine(nn.Cell):  # type: ignore[misc]
@@ -45,3 +46,18 @@ def test_a_picture_is_guided_by_its_own_numbers_from_its_own_negative(on_cpu: No
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
     assert np.abs(found[2] - guided[2]).max() > 0.1, "rescaling does something"
     assert np.abs(found[0] - told[0]).max() < 1e-4, "guidance 1 is the prediction itself"
+
+
+def test_the_painter_hands_latents_and_time_on_as_they_are() -> None:
+    given: list[Any] = []
+
+    class Recorder:
+        def denoise(self, x: Any, moment: Any, *conditions: Any) -> Any:
+            given.extend((x.asnumpy(), moment.asnumpy(), conditions))
+            return x
+
+    x = np.arange(6, dtype=np.float32).reshape(1, 1, 2, 3)
+    Painter._predict(Recorder(), x, 925.0, ("the conditions",))  # type: ignore[arg-type]
+    assert np.array_equal(given[0], x)
+    assert given[1:] == [925.0, ("the conditions",)]
+    assert given[1].dtype == np.float32

@@ -79,6 +79,42 @@ def test_a_table_steps_as_mindones_scheduler_does(name: str, change: dict[str, A
     assert draws == (steps - 1 if name == "EulerAncestral" else 0)
 
 
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("name", sorted(schedules.CLASSES))
+def test_the_unet_is_told_the_time_of_the_noise_that_it_is_given(
+    name: str, prediction: str
+) -> None:
+    """Exactly, since a time that is off by one only looks like a slightly worse model.
+
+    Where all data is one picture, the right prediction is known, and every sampler here is exact.
+    Coordinate 0 is that picture; each noise has a coordinate of its own.
+    """
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2  # SDXL's
+    signal = np.sqrt(np.cumprod(1.0 - betas))
+    clean, *noises = np.eye(40, dtype=np.float32)
+    told = []
+
+    def right(x: np.ndarray, moment: float) -> np.ndarray:
+        held = signal[int(moment)]
+        spread = np.sqrt(1 - held**2)
+        told.append(moment)
+        assert x[0] == pytest.approx(held, abs=2e-5), moment
+        assert np.linalg.norm(x[1:]) == pytest.approx(spread, abs=2e-5), moment
+        noise = (x - held * clean) / spread
+        return noise if prediction == "epsilon" else held * noise - spread * clean
+
+    config = {**SDXL_SCHEDULER, "prediction_type": prediction}
+    table = schedules.table(name, config, 30)
+    held = signal[int(table.steps[0].time)]
+    shown = held * clean + np.sqrt(1 - held**2) * noises[0]
+    first = shown / (table.sigma * table.steps[0].scale)
+    last = table.run(first.astype(np.float32), right, lambda step: noises[step + 1])
+    assert last[0] == pytest.approx(1, abs=1e-3)
+    assert told == sorted(set(told), reverse=True)
+    assert len(told) == 30
+    assert (told[0] > 950, told[-1] < 40) == (True, True)
+
+
 def test_the_models_own_scheduler_is_the_default() -> None:
     assert type(schedules.configured(None, SDXL_SCHEDULER)).__name__ == "EulerDiscreteScheduler"
     bare = {"_class_name": "DDIMScheduler"}
