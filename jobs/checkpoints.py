@@ -29,7 +29,8 @@ from jobs.step import TrainStep
 STATE, LOOP = "state.safetensors", "state.json"
 FREE = {
     "kind", "model", "model_config_from", "vae", "data", "save_every", "keep_last", "keep_every",
-    "log_every", "validation_prompts", "validate_every", "validation_steps", "max_minutes", "fork",
+    "log_every", "validation_prompts", "validate_every", "validation_steps",
+    "validation_guidance", "max_minutes", "fork",
 }  # fmt: skip
 """Keys that change no number of the state; model, VAE and data, since an address becomes the path
 of this node's copy. Whoever submits compares those."""

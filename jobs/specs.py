@@ -154,6 +154,8 @@ class TrainSpec(Frozen):
     """Steps between validation pictures; 0 paints at the end only."""
     validation_steps: int = Field(30, ge=1, le=1000)
     """Denoising steps of a validation picture."""
+    validation_guidance: float = Field(7.5, ge=1, le=100)
+    """Classifier-free guidance scale of a validation picture."""
 
     @model_validator(mode="after")
     def _crops_differ(self) -> TrainSpec:

@@ -260,7 +260,9 @@ def validate(painter: sampling.Painter, this: Run, done: int) -> None:
             began = time.monotonic()
             prompt = spec.validation_prompts[index]
             request = sampling.Request(index + 1, 0, prompt, None, spec.seed)
-            decoded = painter.paint([request], steps=spec.validation_steps, guidance=7.5)[0]
+            decoded = painter.paint(
+                [request], steps=spec.validation_steps, guidance=spec.validation_guidance
+            )[0]
             name = f"{layout.step_name(done)}-{index:02d}.png"
             told = {"line": index + 1, "image": 0, "step": done, "prompt": prompt}
             told |= {"seed": spec.seed, "worker": worker.rank}
