@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ _LINE_END = re.compile(rb"\r\n|\r|\n")
 _BOM = b"\xef\xbb\xbf"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _SHOWN = 20
-"""Findings named in one message; more are counted, so that the line stays readable."""
+"""Findings named in one message; more are counted, so that it stays readable."""
 LONGEST_LINE = 32 * 1024
 """Bytes. A prompt is cut after 77 tokens; a longer line is another kind of file."""
 
@@ -77,6 +77,14 @@ def parse(data: bytes, name: str, form: Form = "text") -> Iterator[PromptRow]:
         raise BadData(f"{name}: holds no prompt{what}")
 
 
+class BadLines(BadData):
+    """Several lines of a file are bad; the text names the first ones and counts the others."""
+
+    count: int = 0
+    rows: Sequence[str] = ()
+    """What the text names, one by one."""
+
+
 class _Bad(Exception):
     """What is wrong with one line."""
 
@@ -98,14 +106,17 @@ class Findings:
         """End with all that was found.
 
         Raises:
-            BadData: there was something.
+            BadData: there was something; BadLines of several lines.
         """
         if not self.count:
             return
-        told = "; ".join(self.shown)
+        if self.count == 1:
+            raise BadData(f"{name}: {self.shown[0]}")
         more = self.count - len(self.shown)
-        tail = f"; and {more} more bad lines" if more else ""
-        raise BadData(f"{name}: {told}{tail}")
+        rows = [*self.shown, *([f"and {more} more bad lines"] if more else ())]
+        error = BadLines(f"{name}: {'; '.join(rows)}")
+        error.count, error.rows = self.count, rows
+        raise error
 
 
 def _lines(data: bytes) -> Iterator[bytes]:

@@ -14,21 +14,25 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
 
 class LauncherError(Exception):
-    """A planned failure: `text` is one line `subject: what is wrong`, `hint` the fix."""
+    """A planned failure: `text` is one line `subject: what is wrong`, `hint` the fix.
+
+    `rows` are what is wrong where that is a list, such as the bad lines of a file.
+    """
 
     code: ClassVar[int] = 1
 
-    def __init__(self, text: str, hint: str = "") -> None:
+    def __init__(self, text: str, hint: str = "", rows: Sequence[str] = ()) -> None:
         super().__init__(text)
         self.text = text
         self.hint = hint
+        self.rows = rows
 
 
 class Usage(LauncherError):

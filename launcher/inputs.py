@@ -16,7 +16,7 @@ from pathlib import Path
 from jobs import layout
 from jobs.access import Access
 from jobs.errors import BadData, BadSpec
-from jobs.prompts import form_of, parse, selection, to_json_line
+from jobs.prompts import BadLines, form_of, parse, selection, to_json_line
 from jobs.specs import INLINE_PROMPT_BYTES, SHIPPED_DATA, TINY, InferSpec, PromptFile, PromptRow
 from jobs.stores import FileStore, Store
 from launcher import storage
@@ -103,6 +103,8 @@ def read_prompts(source: str) -> Prompts:
         ) from error
     except OSError as error:
         raise Misconfigured(f"{name}: cannot be read: {error.strerror}", hint) from error
+    except BadLines as error:
+        raise Misconfigured(f"{name}: {error.count:,} bad lines", hint, error.rows) from error
     except BadData as error:
         raise Misconfigured(str(error), hint) from error
 

@@ -106,16 +106,18 @@ def to_yaml(document: object) -> str:
     return found
 
 
-def error(text: str, hint: str = "") -> None:
-    """Write `error: ...` and, where there is one, `hint: ...`, each on one line."""
+def error(text: str, hint: str = "", rows: Iterable[str] = ()) -> None:
+    """Write `error: ...`, its rows and, where there is one, `hint: ...`, each on one line."""
     say(f"error: {_line(text)}")
+    for row in rows:
+        say(f"  {_line(row)}")
     if hint:
         say(f"hint: {_line(hint)}")
 
 
 def failure(problem: LauncherError) -> int:
     """Tell a planned failure and return its exit code."""
-    error(problem.text, problem.hint)
+    error(problem.text, problem.hint, problem.rows)
     return problem.code
 
 

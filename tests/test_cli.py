@@ -296,6 +296,19 @@ def test_a_bad_prompt_file_is_configuration(inside, place, data, error):
     assert not (place / "runs").exists()
 
 
+def test_bad_prompt_lines_stand_one_below_the_other(inside, place):
+    (place / "p.jsonl").write_text('{"prompt": "x", "steps": 0}\n' * 22)
+    done = inside("submit", "infer", *LOCAL, "--prompts", "p.jsonl")
+    assert (done.returncode, done.stdout) == (78, "")
+    first, *rows, hint = done.stderr.splitlines()
+    assert first == "error: p.jsonl: 22 bad lines"
+    told = "steps: Input should be greater than or equal to 1, not 0"
+    wanted = [f"  line {number}: {told}" for number in range(1, 21)]
+    assert rows == [*wanted, "  and 2 more bad lines"]
+    assert hint.startswith("hint: a prompt file is ")
+    assert not (place / "runs").exists()
+
+
 def test_submit_prints_the_name_alone_and_says_what_it_assumed(place):
     done = launch(place, *TRAIN, "--steps", "2")
     assert done.returncode == 0
