@@ -21,7 +21,6 @@ from jobs.errors import BadData, BadSpec, Stopped, Unavailable
 from jobs.gang import TOO_EARLY
 from jobs.msrun import Master
 from jobs.peers import Head, Lost, Member, Take
-from jobs.results import finished
 from jobs.stopping import StopRequest
 from jobs.stores import open_store
 from jobs.uploading import Uploading
@@ -131,15 +130,11 @@ def is_over(env: Environment) -> bool:
     return isinstance(claim, dict) and claim.get("uid") == env.uid
 
 
-class Leading:
+class Leading(World):
     """The world as node 0 meets it in one generation."""
 
     def __init__(self, head: Head) -> None:
         self.head = head
-
-    def finished(self, attempt: Attempt) -> bool:
-        """Look for the result."""
-        return finished(attempt)
 
     def meet(self, attempt: Attempt) -> Master:
         """Wait for all nodes, let them restore, and start together."""
@@ -184,7 +179,7 @@ class Leading:
         judge(attempt, ended)
 
 
-class Following:
+class Following(World):
     """The world as another node meets it in one generation."""
 
     def __init__(self, member: Member) -> None:
@@ -195,10 +190,6 @@ class Following:
         if word not in self._told:
             self._told.add(word)
             self.member.tell(**{word: self.member.epoch})
-
-    def finished(self, attempt: Attempt) -> bool:
-        """Look for the result."""
-        return finished(attempt)
 
     def meet(self, attempt: Attempt) -> Master:
         """Tell that this node has restored, and start with the others."""

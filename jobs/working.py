@@ -33,7 +33,8 @@ class World(Protocol):
     """The other nodes of the run, as an attempt meets them. Each call may raise `peers.Lost`."""
 
     def finished(self, attempt: Attempt) -> bool:
-        """Say whether there is nothing left to do."""
+        """Say whether there is nothing left to do: the run's result is there."""
+        return finished(attempt)
 
     def meet(self, attempt: Attempt) -> Master | None:
         """Wait until all are about to start their workers; None: this node is the only one."""
@@ -55,12 +56,8 @@ class World(Protocol):
         """
 
 
-class Alone:
+class Alone(World):
     """The world of a run on one node."""
-
-    def finished(self, attempt: Attempt) -> bool:
-        """Look for the result."""
-        return finished(attempt)
 
     def meet(self, attempt: Attempt) -> Master | None:
         """Wait for nobody."""
