@@ -19,6 +19,7 @@ from launcher import contents, output, places, push, records, storage, transfer
 from launcher.backends import localrun
 from launcher.backends.localrun import Files
 from launcher.errors import Forbidden, NotFound, RunFailed, Unreachable, writing
+from launcher.jobends import JobEnd
 from launcher.meter import GOES_ON, Meter
 from launcher.receipts import Receipts
 from launcher.settings import Settings
@@ -75,7 +76,8 @@ def fetch(
 
     try:
         if watch:
-            _watched(store, run, once, told, places.local_files(settings, run, store))
+            files = places.local_files(settings, run, store)
+            _watched(store, run, once, told, files or JobEnd(settings.target.context, run))
         else:
             once()
     except KeyboardInterrupt:
@@ -143,18 +145,20 @@ def _pass(
 
 
 def _watched(
-    store: Store, run: str, once: Callable[[], None], told: _Fetched, files: Files | None
+    store: Store, run: str, once: Callable[[], None], told: _Fetched, whose: Files | JobEnd
 ) -> None:
     """Repeat `once` until the run has ended; a store that is away meanwhile comes back."""
-    away, waits, lasts = "", 0, LAST_LOOKS
+    away, why, waits, lasts = "", "", 0, LAST_LOOKS
     while True:
         try:
             # Asked before the pass: what the run left until its end is fetched by it.
             with storage.asking(store):
+                if isinstance(whose, JobEnd):
+                    why = whose.reason(records.claim(store, run))
                 key = layout.key(run, layout.RESULT)
                 result = any(entry.key == key for entry in store.list(key))
                 end = records.end(store, run)
-            alive = files is None or localrun.alive(files)
+            alive = not why if isinstance(whose, JobEnd) else localrun.alive(whose)
             over = result or not alive or bool(end.get("final"))
             if result and not end and lasts:  # the record of its end is written just after
                 lasts, over = lasts - 1, False
@@ -179,8 +183,9 @@ def _watched(
             break
         time.sleep(WATCH_SECONDS)
     if not result:
-        why = f": {end['reason']}" if end else ""
-        raise RunFailed(f"run {run!r}: ended without a result{why}", f"launcher status {run}")
+        why = why or end.get("reason", "")
+        told_why = f": {why}" if why else ""
+        raise RunFailed(f"run {run!r}: ended without a result{told_why}", f"launcher status {run}")
 
 
 @contextmanager

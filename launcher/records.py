@@ -110,6 +110,11 @@ def result(store: Store, run: str) -> Row:
     return document(store, layout.key(run, layout.RESULT))
 
 
+def claim(store: Store, run: str) -> Row:
+    """Return claim.json, which names the submission that writes the run; empty before."""
+    return _leniently(store, layout.key(run, layout.CLAIM))
+
+
 def end(store: Store, run: str) -> Row:
     """Return end.json of the newest attempt; empty while it goes on, and if it left none.
 
@@ -117,7 +122,7 @@ def end(store: Store, run: str) -> Row:
     that no further attempt comes by itself.
     """
     row = _leniently(store, layout.key(run, layout.END))
-    epoch = _leniently(store, layout.key(run, layout.CLAIM)).get("epoch")
+    epoch = claim(store, run).get("epoch")
     if type(epoch) is not int or row.get("attempt") != epoch or type(row.get("code")) is not int:
         return {}
     known = BY_CODE.get(row["code"])

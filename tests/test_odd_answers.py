@@ -15,11 +15,12 @@ import pytest
 import yaml
 
 from jobs.specs import TrainSpec
-from launcher import clusterruns
+from launcher import cli, clusterruns, data, fields
 from launcher.backends import kubernetes, nodefacts
 from launcher.backends.following import Changes
 from launcher.backends.kubernetes import Kubernetes
 from launcher.errors import Forbidden, NameTaken, NotFound, Unreachable
+from launcher.jobends import JobEnd
 from launcher.manifests import base, render
 from launcher.plan import plan
 from launcher.runwatch import Watched
@@ -209,6 +210,79 @@ def test_a_run_that_took_the_name_meanwhile_is_another(server: Server) -> None:
     watched.refresh()
     assert (watched.ended, watched.gone) == (True, True)
     assert clusterruns._left(cluster, "cat", "1") is None
+
+
+FAILED = {"conditions": [{"type": "Failed", "status": "True", "reason": "FailedIndexes"}],
+          "failedIndexes": "0"}  # fmt: skip
+KILLED = {
+    "metadata": {"name": "cat-0-x", "namespace": "default", "uid": "p",
+                 "annotations": {fields.INDEX: "0", fields.FAILURES: "3"},
+                 "ownerReferences": [{"uid": "7"}]},
+    "spec": {"containers": [{"name": "main"}]},
+    "status": {"phase": "Failed", "containerStatuses": [
+        {"name": "main", "state": {"terminated": {"exitCode": 79, "reason": "Error",
+                                                 "message": "79 stalled: worker 0: silent"}}}]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("answers", "told"),
+    [
+        ([(200, job("7")), (200, {**job("7"), "status": FAILED})],
+         "worker 0: silent; its 3 retries are used up"),
+        ([(200, job("7")), (404, {"message": "no"})], "its Job was deleted"),
+        ([(200, job("7")), (200, job("8"))], "its Job was deleted"),
+    ],
+)  # fmt: skip
+def test_watching_a_fetch_ends_with_the_job_that_nobody_tries_again(
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    answers: list[Answer],
+    told: str,
+) -> None:
+    """The last attempt's record cannot know that it was the last; a killed pod leaves none."""
+    run = tmp_path / "store" / "cat"
+    run.mkdir(parents=True)
+    claim = {"uid": "7", "namespace": "default", "epoch": 4}
+    (run / "claim.json").write_text(json.dumps(claim))
+    (run / "end.json").write_text(json.dumps({**claim, "attempt": 4, "code": 79}))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "WATCH_SECONDS", 0.05)
+    server.says(f"GET {JOBS}/cat", *answers)
+    server.says(f"GET {PODS}", (200, {"items": [KILLED]}))
+    there = ("--backend", "kubernetes", "--store", f"file://{tmp_path}/store")
+    assert cli.main(["fetch", "cat", "out", "--watch", *there]) == 70
+    err = capsys.readouterr().err
+    assert "attempt 4 ended: stalled; waiting for the next" in err
+    assert "error: run 'cat': ended without a result: " in err
+    assert told in err
+    assert (tmp_path / "out" / "end.json").is_file(), "what the run left is fetched"
+
+
+@pytest.mark.parametrize(
+    ("claim", "status", "asked"),
+    [
+        ({}, 200, 0),
+        ({"uid": "7", "namespace": ""}, 200, 0),  # of a machine
+        ({"uid": "9", "namespace": "default"}, 200, 2),  # of another cluster
+        ({"uid": "7", "namespace": "default"}, 404, 2),  # of another cluster, or gone before
+        ({"uid": "7", "namespace": "default"}, 403, 1),  # and not again for a while
+    ],
+)
+def test_a_cluster_that_knows_nothing_of_a_run_ends_no_fetch(
+    server: Server, claim: dict[str, Any], status: int, asked: int
+) -> None:
+    server.says(f"GET {JOBS}/cat", (status, {**job("7"), "status": FAILED}))
+    end = JobEnd("", "cat")
+    assert [end.reason(claim), end.reason(claim)] == ["", ""]
+    assert server.asked.count(f"GET {JOBS}/cat") == asked
+
+
+def test_no_kubeconfig_ends_no_fetch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    assert JobEnd("", "cat").reason({"uid": "7", "namespace": "default"}) == ""
 
 
 def test_a_run_that_is_not_there_is_gone(server: Server) -> None:
