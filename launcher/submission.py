@@ -58,13 +58,13 @@ def submit(kind: Kind, params: Params) -> None:
         root = places.local_root(settings)
         target = places.local_target(settings)
     prompts = _prompts(kind, params)
-    flags = _flags(kind, params, prompts)
     resolved = resolve(
         Request(
             kind=kind,
-            flags=flags,
+            flags=_flags(kind, params, prompts),
             sets=params["set_"] or (),
             spec_file=params["spec"],
+            recipe=inputs.read_recipe(params["like"]) if params.get("like") else {},
             local=root is not None,
         )
     )
@@ -119,8 +119,6 @@ def _prompts(kind: Kind, params: Params) -> Prompts | None:
 def _flags(kind: Kind, params: Params, prompts: Prompts | None) -> dict[str, object]:
     """Return the flags as keys of the spec."""
     flags = options.spec_flags(params, kind)
-    if params.get("like") is not None:
-        flags = inputs.read_recipe(params["like"]) | flags
     if params.get("validation_prompt"):
         flags["validation_prompts"] = tuple(params["validation_prompt"])
     if prompts is not None:

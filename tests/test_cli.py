@@ -11,11 +11,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 import yaml
+from PIL import Image
 from standin import PROGRAM, launch, start
 
+from jobs import pictures, recipes
 from jobs.specs import INLINE_PROMPT_BYTES
 from launcher import cli, options
 from launcher.backends import local, localproc, localrun
@@ -555,6 +558,54 @@ def test_inference_pins_the_lora_and_paints(place):
     assert (row["pictures"], row["asked"]) == (4, 4)
     assert launch(place, "fetch", "i", "out", "--include", "images/*").stdout.count(".png") == 4
     refused(launch(place, *paint, "--lora", "i"), 78, "--lora 'i': is a run of infer")
+
+
+def picture(path):
+    """Write a PNG as an inference run paints it; its model is a folder made for other pictures."""
+    model = path.parent / "model"
+    for part, config in {
+        "unet": {"sample_size": 64},
+        "vae": {"block_out_channels": [1] * 4},
+    }.items():
+        (model / part).mkdir(parents=True)
+        (model / part / "config.json").write_text(json.dumps(config))
+    (model / "model_index.json").write_text("{}")
+    row = {
+        "line": 17, "image": 2, "slot": 1, "batch_size": 4, "prompt": "a cat", "negative": "blur",
+        "seed": 5, "scheduler": "LMS", "steps": 20, "guidance": 5.0, "guidance_rescale": 0.7,
+        "width": 128, "height": 64, "precision": "fp16", "model": str(model),
+        "model_revision": "main",
+    }  # fmt: skip
+    pixels = np.zeros((64, 128, 3), np.uint8)
+    path.write_bytes(pictures.to_png(pixels, recipes.texts(row)))
+
+
+def test_a_picture_is_asked_for_again_with_all_that_decided_it(inside, place):
+    picture(place / "p.png")
+    like = ("submit", "infer", *LOCAL, "--like", "p.png", "--dry-run")
+
+    def asked(*flags):
+        done = inside(*like, *flags)
+        assert done.returncode == 0, done.stderr
+        return json.loads(yaml.safe_load(done.stdout)["environment"]["JOB_SPEC"])
+
+    spec = asked()
+    assert spec["prompts"] == [{"line": 17, "prompt": "a cat", "images": 3}]
+    wanted = {
+        "only": "17.2", "first_slot": 3, "batch_size": 4, "negative": "blur", "seed": 5,
+        "scheduler": "LMS", "steps": 20, "guidance": 5.0, "guidance_rescale": 0.7, "width": 128,
+        "height": 64, "precision": "fp16", "model": str(place / "model"),
+    }  # fmt: skip
+    assert {key: spec[key] for key in wanted} == wanted, "not what fits its model"
+    changed = asked("--steps", "9", "--set", "seed=6")
+    assert changed == {**spec, "steps": 9, "seed": 6}
+    (place / "p.txt").write_text("a dog\n")
+    refused(inside(*like, "--prompts", "p.txt"), 2, "--like: has a prompt of its own", "--prompts")
+    refused(inside(*like[:-2], "gone.png"), 66, "gone.png: no such file", "--like wants a PNG")
+    refused(inside(*like[:-2], "p.txt"), 78, "p.txt: is no picture that can be read", "--like")
+    Image.new("RGB", (8, 8)).save(place / "bare.png")
+    refused(inside(*like[:-2], "bare.png"), 78, "bare.png: carries no recipe", "--like wants a PNG")
+    assert not (place / "runs").exists()
 
 
 def test_prompts_from_standard_input(place):

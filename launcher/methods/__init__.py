@@ -1,4 +1,4 @@
-"""Owns what a run does: method file, tiny overlay, --spec, --set, flags -> spec, with provenance.
+"""Owns what a run does: method, tiny overlay, --spec, --like, --set, flags -> spec, and origins.
 
 Must not know where a run goes (settings.py), and must not judge values: jobs.specs does.
 """
@@ -6,7 +6,7 @@ Must not know where a run goes (settings.py), and must not judge values: jobs.sp
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +44,8 @@ class Request:
     sets: Sequence[str] = ()
     """`key=value` texts of --set, in order."""
     spec_file: Path | None = None
+    recipe: Mapping[str, object] = field(default_factory=dict)
+    """Key of the spec -> value, of the picture that --like names."""
     local: bool = False
     """Whether model and data default to `tiny`."""
 
@@ -57,7 +59,7 @@ class Resolved:
 
 
 def resolve(request: Request) -> Resolved:
-    """Return the spec: defaults < method file < tiny overlay < --spec file < --set < flags.
+    """Return the spec: defaults < method < tiny overlay < --spec file < --like < --set < flags.
 
     Raises:
         NotFound: the --spec file does not exist.
@@ -99,6 +101,7 @@ def _chosen(request: Request) -> dict[str, tuple[str, object]]:
         for key, value in _document(request.spec_file, request.kind).items():
             _known(key, request.kind, f"{request.spec_file}: {key}")
             chosen[key] = (str(request.spec_file), value)
+    chosen |= {key: ("--like", value) for key, value in request.recipe.items()}
     for text in request.sets:
         key, equals, value = text.partition("=")
         key = key.strip()
