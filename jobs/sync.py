@@ -152,8 +152,10 @@ class Uploader:
             commits.compare(self.store, prefix, dict(zip(keys, proofs, strict=True)))
 
         self.retrying(f"pictures from {rows[0]['file']}", send)
-        known = set(self.rows)
-        self.rows += [text for row in rows if (text := json.dumps(row)) not in known]
+        # One row a picture: what is painted again after a kill is told with other seconds.
+        anew = {row["file"] for row in rows}
+        self.rows = [text for text in self.rows if json.loads(text).get("file") not in anew]
+        self.rows += map(json.dumps, rows)
         self.retrying("picture manifest", self._write_rows)
         for path, picture in zip(paths, pictures, strict=True):
             path.unlink()

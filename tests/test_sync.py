@@ -130,6 +130,15 @@ def test_the_picture_manifest_is_in_order_and_goes_on(
     assert manifest(store) == [1, 3, 12]
 
 
+def test_a_picture_that_is_painted_again_has_one_row(uploader: sync.Uploader, store: Flaky) -> None:
+    """Validation pictures between the last commit and a kill are."""
+    for seconds in (1.5, 2.5):
+        row = {"line": 1, "image": 0, "step": 20, "seconds": seconds}
+        uploader.outbox.picture("step-00000020-00.png", b"png", row)
+        uploader.cycle()
+    assert [json.loads(row)["seconds"] for row in known_rows(store, "run")] == [2.5]
+
+
 def test_half_written_things_are_not_seen(uploader: sync.Uploader, store: Flaky) -> None:
     draft = uploader.outbox.draft(20)
     (draft / "state").write_bytes(b"half")
