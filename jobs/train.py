@@ -131,6 +131,8 @@ def loop(this: Run, done: int, cache: graphs.Graphs) -> None:
     """
     spec, journal = this.spec, this.journal
     ended, outcome = done >= spec.steps, None
+    if done:  # a checkpoint comes before its pictures, and a stop or a kill between them
+        validate_if_due(this, done, ended=ended)
     while not ended:
         outcome = once(this, done)
         done += 1
@@ -147,10 +149,7 @@ def loop(this: Run, done: int, cache: graphs.Graphs) -> None:
                 save(this, done, ended=ended)
         if outcome.stops and not ended:
             raise Stopped(f"stopped after step {done}")
-        if this.painter and (ended or (spec.validate_every and done % spec.validate_every == 0)):
-            validate(this.painter, this, done)
-    if this.painter and outcome is None:
-        validate(this.painter, this, done)
+        validate_if_due(this, done, ended=ended)
     if this.worker.rank == 0:
         this.outbox.summarise(0, journal.result(done, outcome.loss if outcome else None))
 
@@ -244,6 +243,13 @@ def save(this: Run, done: int, *, ended: bool) -> None:
             )
         this.outbox.publish(draft)
     log.info("saved=%s seconds=%.2f", layout.step_name(done), time.monotonic() - began)
+
+
+def validate_if_due(this: Run, done: int, *, ended: bool) -> None:
+    """Paint the validation prompts at the end, and every `validate_every` steps."""
+    every = this.spec.validate_every
+    if this.painter and (ended or (every and done % every == 0)):
+        validate(this.painter, this, done)
 
 
 def validate(painter: sampling.Painter, this: Run, done: int) -> None:

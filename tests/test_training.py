@@ -12,6 +12,7 @@ ms = pytest.importorskip("mindspore", reason="MindSpore is not installed (extra:
 
 from jobs import methods, model, train  # noqa: E402
 from jobs.environment import Environment, Worker  # noqa: E402
+from jobs.errors import Stopped  # noqa: E402
 from jobs.journal import Journal  # noqa: E402
 from jobs.specs import TrainSpec  # noqa: E402
 from jobs.step import Outcome  # noqa: E402
@@ -49,6 +50,52 @@ def test_a_row_tells_the_rate_that_its_step_was_done_with() -> None:
     row = train.row(this, 2, Outcome(0.5, 0.25, 0, 0, 16.0))
     assert (row.step, row.loss, row.grad_norm, row.loss_scale) == (2, 0.5, 0.25, 8.0)
     assert row.lr == pytest.approx(5e-4)
+
+
+def looped(
+    monkeypatch: pytest.MonkeyPatch, given: TrainSpec, done: int = 0, stop_at: int = 0
+) -> list[str]:
+    """Return what the loop does after `done` steps; the one at `stop_at` is told to stop."""
+    told: list[str] = []
+
+    def once(_this: Any, before: int) -> Outcome:
+        told.append(f"step {before + 1}")
+        return Outcome(0.5, 0.25, int(before + 1 == stop_at), 0, 1.0)
+
+    monkeypatch.setattr(train, "once", once)
+    monkeypatch.setattr(train, "save", lambda _this, n, *, ended: told.append(f"save {n}"))
+    monkeypatch.setattr(train, "validate", lambda _painter, _this, n: told.append(f"paint {n}"))
+    quiet = SimpleNamespace(
+        seconds=[], tell=lambda _: None, is_due=lambda _: False, result=lambda *_: {}
+    )
+    outbox = SimpleNamespace(beat=lambda _: None, summarise=lambda *_: told.append("result"))
+    this: Any = SimpleNamespace(
+        spec=given, journal=quiet, outbox=outbox, worker=Worker(0, 1), painter=object(),
+        step=SimpleNamespace(scale=lambda: 1.0),
+    )  # fmt: skip
+    try:
+        train.loop(this, done, Any)  # type: ignore[arg-type]
+    except Stopped:
+        told.append("stopped")
+    return told
+
+
+def test_prompts_are_painted_as_often_as_asked_for_whatever_stops_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = spec(steps=5, save_every=4, validate_every=2, validation_prompts=["x"])
+    calm = looped(monkeypatch, given)
+    assert calm == [
+        "step 1", "step 2", "paint 2", "step 3", "step 4", "save 4", "paint 4",
+        "step 5", "save 5", "paint 5", "result",
+    ]  # fmt: skip
+    assert looped(monkeypatch, given, stop_at=2) == ["step 1", "step 2", "save 2", "stopped"]
+    # From the checkpoints of 2, 4 and 5, before which nothing was painted, and of 3.
+    for done in (2, 4, 5):
+        assert looped(monkeypatch, given, done) == calm[calm.index(f"paint {done}") :]
+    assert looped(monkeypatch, given, 3) == calm[calm.index("step 4") :]
+    at_the_end = spec(steps=2, validation_prompts=["x"])
+    assert looped(monkeypatch, at_the_end, 1) == ["step 2", "save 2", "paint 2", "result"]
 
 
 OPTIONS: dict[str, tuple[str, Any]] = {
