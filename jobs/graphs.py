@@ -30,6 +30,8 @@ SOURCES = (
     "norms.py", "reduction.py", "sampling.py", "step.py", "train.py", "update.py",
 )  # fmt: skip
 """Modules whose text decides a graph or the order of graphs."""
+OWN_KEY = "key"
+"""File of a set that says whose graphs they are: MindSpore would run a foreign one's silently."""
 
 
 def key(program: str, env: Environment, worker: Worker, constants: dict[str, object]) -> str:
@@ -63,6 +65,7 @@ class Graphs:
         if self.warm:
             return
         try:
+            (self.folder / OWN_KEY).write_text(self.prefix, encoding="utf-8")
             commits.commit(self.store, self.prefix, self.folder)
         except OSError as error:
             log.warning("graphs=not-kept error=%r", str(error))
@@ -80,6 +83,7 @@ def open_cache(
     warm = False
     try:
         commits.download(store, prefix, folder)
+        _check(folder, prefix)
         warm = True
     except (BadData, OSError, ValueError) as error:
         if commits.is_committed(store, prefix):
@@ -91,3 +95,15 @@ def open_cache(
     state = "warm" if warm else "cold; compiling, which is silent for minutes"
     log.info("graphs=%s key=%s", state, prefix.rpartition("/")[2])
     return Graphs(store, prefix, folder, warm)
+
+
+def _check(folder: Path, prefix: str) -> None:
+    """Make sure that a set, which is whole, was made for this place: one may have been copied.
+
+    Raises:
+        BadData: it was made for another one, or does not say for which.
+    """
+    path = folder / OWN_KEY
+    found = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else "nothing"
+    if found != prefix:
+        raise BadData(f"{prefix}: holds the graphs of {found:.80}")

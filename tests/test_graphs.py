@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import graphs
+from jobs import commits, graphs
 from jobs.environment import Environment, Worker
 
 pytest.importorskip("mindspore", reason="MindSpore is not installed (extra: cpu)")
@@ -69,3 +69,28 @@ def test_a_damaged_cache_is_ignored_with_a_warning(
     assert not found.warm
     assert list(found.folder.iterdir()) == []
     assert "graphs=ignored" in caplog.text
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_foreign_cache_is_ignored_with_a_warning_and_replaced(
+    env: Environment, caplog: pytest.LogCaptureFixture, tmp_path: Path, told: bool
+) -> None:
+    other = graphs.open_cache("train", env, Worker(0, 1), {**CONSTANTS, "rank": 8})
+    (other.folder / "graph").write_bytes(b"of rank 8")
+    other.publish()
+    foreign = tmp_path / "foreign"
+    commits.download(other.store, other.prefix, foreign)
+    if not told:
+        (foreign / graphs.OWN_KEY).unlink()
+    own = graphs.open_cache("train", env, Worker(0, 1), CONSTANTS)
+    commits.commit(own.store, own.prefix, foreign)
+    with caplog.at_level(logging.WARNING, "jobs.graphs"):
+        found = graphs.open_cache("train", env, Worker(0, 1), CONSTANTS)
+    assert not found.warm
+    assert list(found.folder.iterdir()) == []
+    assert "holds the graphs of" in caplog.text
+    (found.folder / "graph").write_bytes(b"of rank 4")
+    found.publish()
+    again = graphs.open_cache("train", env, Worker(0, 1), CONSTANTS)
+    assert again.warm
+    assert (again.folder / "graph").read_bytes() == b"of rank 4"
