@@ -19,6 +19,7 @@ from typing import TypeVar
 from jobs import cgroups, claims, commits, layout, specs, versions
 from jobs.environment import Environment
 from jobs.errors import BadData, BadSpec, Unavailable
+from jobs.history import Row, history, now
 from jobs.outbox import Outbox, write_whole
 from jobs.rows import known_rows
 from jobs.stopping import StopRequest
@@ -49,6 +50,8 @@ class Attempt:
     restored: int = 0
     """Step resumed from, or number of pictures found; 0 for a fresh start."""
     started: float = field(default_factory=time.monotonic)
+    history: list[Row] = field(default_factory=list)
+    """What is known of the attempts so far, this one the last; none of one of several nodes."""
     memory: cgroups.Memory = field(default_factory=cgroups.read)
     """At the start: what the kernel has killed before is not this attempt's."""
 
@@ -103,6 +106,7 @@ def prepare(env: Environment, spec: specs.Spec, stop: StopRequest) -> Attempt:
         BadData: it has committed states, and all are damaged.
         Unavailable: the store was away past the deadline.
     """
+    began = now()
     store = open_store(env.store, env.access, Outbox(env.work).uploads)
     node = env.node if spec.kind == "infer" else None
     if spec.kind == "infer":
@@ -130,12 +134,17 @@ def prepare(env: Environment, spec: specs.Spec, stop: StopRequest) -> Attempt:
     patiently(env, stop, "restore", lambda: _restore(attempt))
     if node is None:
         abort_uploads(store, env.run, attempt.outbox)
+        number = claim.epoch
+        attempt.history = patiently(
+            env, stop, layout.SPEC, lambda: history(store, env.run, number, began)
+        )
     text = specs.to_json(spec)
     record = {
         "spec": json.loads(text),
         "sha256": _sha256(text),
         "attempts": claim.epoch,
         "versions": versions.all_there(),
+        "history": attempt.history,
     }
     body = json.dumps(record, indent=1).encode()
     # Not over the record of a submission that has taken the run over meanwhile.

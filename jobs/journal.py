@@ -129,7 +129,11 @@ class Journal:
         return self.clock.run["compile"] - self.compiled_before
 
     def result(self, done: int, loss: float | None) -> dict[str, object]:
-        """Return the result in the columns of the reference's table, and where the time went."""
+        """Return the result in the columns of the reference's table, and where the time went.
+
+        compile_s and the paces are this attempt's; the other times are of all attempts, without
+        what a kill has taken with it.
+        """
         spent = {k: round(v, 2) for k, v in self.clock.run.items() if k != "compile"}
         return {
             "kind": "train",
@@ -141,6 +145,7 @@ class Journal:
             "steps": done,
             "ended": "steps" if done == self.spec.steps else "max_minutes",
             "compile_s": round(self.compile_s(), 1),
+            "compile_all_s": round(self.clock.run["compile"], 1),
             **self.speed(),
             "loss": loss,
             **{f"{phase}_s": value for phase, value in spent.items()},

@@ -19,6 +19,7 @@ from jobs import cgroups, layout
 from jobs.attempt import Attempt
 from jobs.claims import check_claim
 from jobs.errors import BY_CODE, BY_EXIT, FINAL, JobError, Killed, Stopped, Unavailable
+from jobs.history import now, wall_seconds
 from jobs.outbox import write_whole
 from jobs.results import document, finished, has_result
 
@@ -47,6 +48,10 @@ def conclude(attempt: Attempt) -> None:
     elif result.get("loss") is None:  # this attempt found every step done: the one before told
         row = _last_row(attempt.outbox.root / layout.METRICS)
         result |= {key: row.get(key) for key in ("loss", "ms_per_step", "img_s")}
+    if attempt.spec.kind == "train":
+        seconds = wall_seconds(attempt.history, now())
+        result |= {"attempts": attempt.claim.epoch}
+        result |= {} if seconds is None else {"wall_s": round(seconds, 1)}
     write_whole(attempt.outbox.root / layout.RESULT, json.dumps(result, indent=1).encode())
 
 

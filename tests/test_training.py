@@ -14,6 +14,7 @@ from jobs import methods, model, train  # noqa: E402
 from jobs.environment import Environment, Worker  # noqa: E402
 from jobs.errors import Stopped  # noqa: E402
 from jobs.journal import Journal  # noqa: E402
+from jobs.outbox import Outbox  # noqa: E402
 from jobs.specs import TrainSpec  # noqa: E402
 from jobs.step import Outcome  # noqa: E402
 
@@ -194,3 +195,14 @@ def test_speed_and_result_count_every_picture_of_a_step(tmp_path: Path) -> None:
     result = journal.result(4, 0.5)
     assert (result["global_batch"], result["npus"], result["ended"]) == (30, 5, "steps")
     assert journal.result(3, 0.5)["ended"] == "max_minutes"
+
+
+def test_the_times_of_all_attempts_are_in_the_result(tmp_path: Path) -> None:
+    env = Environment(spec="", run="r", store="", uid="u", work=tmp_path)
+    for seconds in (30.0, 4.0):
+        Outbox(tmp_path).append("metrics.jsonl", {"compile_s": seconds, "step_s": 100.0})
+    journal = Journal(env, spec(steps=4), Worker(0, 1))
+    journal.clock.add("compile", 5.0)
+    journal.clock.add("step", 1.0)
+    result = journal.result(4, 0.5)
+    assert (result["compile_s"], result["compile_all_s"], result["step_s"]) == (5.0, 39.0, 201.0)
