@@ -125,7 +125,19 @@ def trained(run: Run, folder: Path) -> trainingpage.Source:
         ],
         commits=commits,
         about=_about(run, sorted(commits)),
+        attempts=_attempts(run),
     )
+
+
+def _attempts(run: Run) -> Sequence[Row]:
+    """Return what is known of each attempt: of all but the newest `spec.json` tells its end."""
+    found = records.document(run.store, layout.key(run.name, layout.SPEC)).get("history")
+    listed = found if isinstance(found, list) else []
+    rows = [r for r in listed if isinstance(r, dict) and type(r.get("attempt")) is int]
+    end = records.end(run.store, run.name)
+    if rows and end and end["attempt"] == rows[-1]["attempt"]:
+        rows[-1] |= {"code": end["code"], "reason": end["reason"], "ended": end.get("time")}
+    return rows
 
 
 def _about(run: Run, steps: Sequence[int]) -> Row:

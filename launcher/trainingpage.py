@@ -23,12 +23,18 @@ MOST_POINTS = 4000
 """Points of a curve: more than a screen has columns, and little to load."""
 GAP_TIMES, GAP_SECONDS = 5.0, 30.0
 """Rows further apart than this many times the usual, and these seconds more, are a pause."""
+WELL = (0, 75)
+"""Exit codes of attempts that did what they were asked to: to end, or to stop."""
+NO_WORD = ": left no word, as when it is killed or its machine is lost"
+FAILED = "failed"
+"""Lane of the attempts that died."""
 LATE = 0.25
 """Marks later than the last row by more than this part of the run say when somebody copied the
 store, not when the run did something."""
 PHASES = ("start", "encode", "data", "compile", "step", "checkpoint", "validation", "upload")
-"""Where time goes: `<phase>_s`, or `<phase>` inside of `seconds`; in result.json of the whole run,
-in a metrics row of the time since the row before."""
+"""Where time goes: `<phase>_s`, or `<phase>` inside of `seconds`; in result.json of the whole run
+(in `<phase>_all_s` where `<phase>_s` is the newest attempt's), in a row of the time since the one
+before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +59,8 @@ class Source:
     """Step of a checkpoint -> when it was committed (s since the epoch)."""
     about: Row
     """Anything else that is known of the run, as it is shown."""
+    attempts: Sequence[Row] = ()
+    """What is known of each attempt (jobs.history), in order of its number, `attempt`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +104,9 @@ def spans(source: Source, found: Mapping[str, Sequence[float | None]]) -> list[S
     """Return the run's timeline, as far as its records have times."""
     pairs = zip(found.get("step", ()), found.get("time", ()), strict=False)
     points = [(step, time) for step, time in pairs if step is not None and time is not None]
+    attempts = list(_attempts(source))
     if not points:
-        return []
+        return attempts
     stretches = list(_stretches(points))
     told = [
         Span("steps", part[0][1], part[-1][1], f"steps {part[0][0]:.0f} to {part[-1][0]:.0f}")
@@ -115,7 +124,29 @@ def spans(source: Source, found: Mapping[str, Sequence[float | None]]) -> list[S
     first = min(span.begin for span in told if span.lane in ("steps", "compile"))
     last = points[-1][1]
     slack = max(600.0, LATE * (last - first))
-    return [span for span in told if first - slack <= span.end <= last + slack]
+    return attempts + [span for span in told if first - slack <= span.end <= last + slack]
+
+
+def _attempts(source: Source) -> Iterator[Span]:
+    """Yield each attempt that has a beginning; those that failed in a lane of their own.
+
+    One that could not say how it ended lasts as long as it has logged.
+    """
+    logged = {n: row for row in source.metrics if type(n := row.get("attempt")) is int}
+    for row, after in itertools.zip_longest(source.attempts, source.attempts[1:]):
+        number, begin, code = row["attempt"], moment(row.get("began")), row.get("code")
+        if begin is None:
+            continue
+        newest = logged.get(number, {})
+        times = map(moment, (row.get("ended"), row.get("seen"), newest.get("time")))
+        end = next((time for time in times if time is not None), begin)
+        died = code not in WELL if code is not None else after is not None
+        how = f": {code} {row.get('reason', '')}" if code is not None else NO_WORD if died else ""
+        step = row.get("step", newest.get("step"))
+        far = f" (after step {step})" if how and step is not None else ""
+        yield Span(
+            FAILED if died else "attempts", begin, max(begin, end), f"attempt {number}{how}{far}"
+        )
 
 
 def split(source: Source, found: Mapping[str, Sequence[float | None]]) -> dict[str, float]:
@@ -126,7 +157,7 @@ def split(source: Source, found: Mapping[str, Sequence[float | None]]) -> dict[s
     told = {}
     result = dict(_flat(source.result))
     for phase in PHASES:
-        for name in (f"{phase}_s", f"seconds.{phase}"):
+        for name in (f"{phase}_s", f"seconds.{phase}", f"{phase}_all_s"):
             rows = [value for value in found.get(name, ()) if value is not None]
             if name in result or rows:
                 told[phase] = result.get(name, sum(rows))
@@ -163,13 +194,20 @@ def _run(source: Source) -> dict[str, object]:
         "run": source.run,
         "spec": dict(source.spec),
         "result": {key: v for key, v in source.result.items() if key not in ("run", "kind")},
-        "about": dict(source.about),
+        "about": {**source.about, **dict(_failures(line))},
         "curves": found,
         "rows": len(source.metrics),
         "spans": [[span.lane, span.begin, span.end, span.text] for span in line],
         "split": split(source, found),
         "pictures": [{**picture.row, "source": picture.source} for picture in source.pictures],
     }
+
+
+def _failures(line: Iterable[Span]) -> Iterator[tuple[str, str]]:
+    for span in line:
+        name, _, how = span.text.partition(": ")
+        if span.lane == FAILED:
+            yield name, how
 
 
 def _flat(row: Row, before: str = "") -> Iterator[tuple[str, float]]:

@@ -324,6 +324,60 @@ def test_a_timeline_tells_compilation_pauses_and_pictures(run, training, tmp_pat
     assert found["split"]["validation"] == 4
 
 
+def test_attempts_that_died_are_in_the_timeline_with_their_reasons(run, training, tmp_path):
+    def at(seconds):
+        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(START + seconds))
+
+    key, stalled = layout.key("slow", layout.SPEC), "79 stalled: worker 0: silent"
+    history = [
+        {"attempt": 1, "began": at(-7200), "ended": at(-7100), "code": 1, "reason": "error: bug"},
+        {"attempt": 2, "began": at(0), "seen": at(30), "step": 20},
+        {"attempt": 3, "began": at(100), "ended": at(160), "code": 75, "reason": "stopped: x"},
+        {"attempt": 4, "began": at(3600)},
+        "junk", {"attempt": [], "began": at(0)}, {"attempt": 5, "began": 7},
+    ]  # fmt: skip
+    document = json.loads(training.read(key)) | {"history": history[:4]}
+    training.write(key, json.dumps(document).encode())
+    row = {"step": 40, "attempt": 4, "time": at(3650)}
+    rows = training.read(layout.key("slow", layout.METRICS)).rpartition(b"\n")[0]
+    training.write(layout.key("slow", layout.METRICS), rows + b"\n" + json.dumps(row).encode())
+
+    def lanes():
+        assert run("slow").returncode == 0
+        (found,) = data_of(tmp_path / "report-slow")["runs"]
+        told = [span for span in found["spans"] if span[0] in ("attempts", "failed")]
+        return found, [(lane, begin - START, end - START, text) for lane, begin, end, text in told]
+
+    found, told = lanes()
+    assert told == [
+        ("failed", -7200, -7100, "attempt 1: 1 error: bug"),
+        ("failed", 0, 30, f"attempt 2{trainingpage.NO_WORD} (after step 20)"),
+        ("attempts", 100, 160, "attempt 3: 75 stopped: x"),
+        ("attempts", 3600, 3650, "attempt 4"),
+    ]
+    assert found["about"]["attempt 1"] == "1 error: bug"
+    assert "attempt 3" not in found["about"]
+    # The newest one's end is not in the history yet.
+    training.write("slow/claim.json", b'{"epoch": 4}')
+    end = {"attempt": 4, "code": 79, "reason": "stalled: worker 0: silent", "time": at(3700)}
+    training.write("slow/end.json", json.dumps(end).encode())
+    found, told = lanes()
+    assert told[-1] == ("failed", 3600, 3700, f"attempt 4: {stalled} (after step 40)")
+    assert found["about"]["attempt 4"] == f"{stalled} (after step 40)"
+    training.write(key, json.dumps(document | {"history": history}).encode())
+    assert len(lanes()[1]) == 4
+
+
+def test_the_time_of_compilation_is_that_of_all_attempts(run, training, tmp_path):
+    key = layout.key("slow", layout.RESULT)
+    result = json.loads(training.read(key)) | {"compile_all_s": 95.0}
+    training.write(key, json.dumps(result).encode())
+    run("slow")
+    (found,) = data_of(tmp_path / "report-slow")["runs"]
+    assert found["split"]["compile"] == 95
+    assert [end - begin for lane, begin, end, _ in found["spans"] if lane == "compile"] == [30]
+
+
 def test_two_trainings_are_on_one_page(run, training, tmp_path):
     assert run("slow", "fast", "--out", "both").returncode == 0
     found = data_of(tmp_path / "both")["runs"]

@@ -139,7 +139,7 @@ function timeline() {
       for (const [, from, until, text] of runs[run].spans.filter((span) => span[0] === lane)) {
         const [left, right] = [x(from - starts[run]), x(until - starts[run])];
         const took = until > from ? `, ${lasting(until - from)}` : "";
-        svg.append(draw("rect", { class: styles[run], x: left, y: 26 * place + 5, width: Math.max(3, right - left), height: 16, rx: 3, opacity: .85 },
+        svg.append(draw("rect", { class: lane === "failed" ? "bad" : styles[run], x: left, y: 26 * place + 5, width: Math.max(3, right - left), height: 16, rx: 3, opacity: .85 },
           draw("title", {}, `${text} (at ${lasting(from - starts[run])}${took})`)));
       }
     });
