@@ -26,8 +26,8 @@ from jobs.stores import Store, open_store, sha256_of
 log = logging.getLogger("jobs.graphs")
 
 SOURCES = (
-    "cells.py", "dropout.py", "infer.py", "lora.py", "losses.py", "methods.py", "model.py",
-    "norms.py", "reduction.py", "sampling.py", "step.py", "train.py", "update.py",
+    "cells.py", "compat.py", "dropout.py", "infer.py", "lora.py", "losses.py", "methods.py",
+    "model.py", "norms.py", "reduction.py", "sampling.py", "step.py", "train.py", "update.py",
 )  # fmt: skip
 """Modules whose text decides a graph or the order of graphs."""
 OWN_KEY = "key"
@@ -40,7 +40,7 @@ def key(program: str, env: Environment, worker: Worker, constants: dict[str, obj
     parts = {
         "program": program,
         "sources": {name: sha256_of(here / name) for name in SOURCES},
-        "versions": versions.of(("mindspore", "mindone")),
+        "versions": versions.all_there(),
         "machine": platform.machine(),
         "device": env.device,
         "threads": env.threads,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import commits, graphs
+from jobs import commits, graphs, versions
 from jobs.environment import Environment, Worker
 
 pytest.importorskip("mindspore", reason="MindSpore is not installed (extra: cpu)")
@@ -37,6 +37,19 @@ def test_whatever_is_baked_into_a_graph_changes_the_key(env: Environment) -> Non
     }
     assert len(keys) == 7
     assert graphs.key("train", env, Worker(0, 2), dict(reversed(CONSTANTS.items()))) in keys
+
+
+def test_versions_and_graph_mode_change_the_key(
+    env: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cann = tmp_path / "version.cfg"
+    monkeypatch.setattr(versions, "CANN_FILES", (cann,))
+    keys = {graphs.key("train", env, Worker(0, 1), CONSTANTS)}
+    for number in ("8.0.0", "8.0.1"):
+        cann.write_text(f"runtime_installed_version=[7.6:{number}]\n")
+        keys.add(graphs.key("train", env, Worker(0, 1), CONSTANTS))
+    assert len(keys) == 3
+    assert "compat.py" in graphs.SOURCES, "it sets the mode"
 
 
 def test_every_module_that_shapes_a_graph_is_hashed() -> None:
