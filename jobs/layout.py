@@ -1,7 +1,7 @@
 """Owns the keys of the store: where each record of a run lies. Pure; must not do I/O.
 
 <store>/<run>/claim.json                 whose run it is (see commits)
-              spec.json                  what was asked, with its hash
+              spec.json                  what was asked, with its hash; attempts (see history)
               checkpoints/step-00000500/ files, MANIFEST.json, COMMITTED (last); PINNED if it is
               images/00001-00.png        line 1, image 0
               manifest.jsonl             one row a committed picture

@@ -131,7 +131,9 @@ def loop(this: Run, done: int, cache: graphs.Graphs) -> None:
     """
     spec, journal = this.spec, this.journal
     ended, outcome = done >= spec.steps, None
-    if done:  # a checkpoint comes before its pictures, and a stop or a kill between them
+    if done:
+        # A checkpoint comes before its pictures, and a stop or a kill between them. Painting
+        # compiles nothing (measured), so the step's graph stays the next one of the cache.
         validate_if_due(this, done, ended=ended)
     while not ended:
         outcome = once(this, done)
