@@ -48,7 +48,8 @@ class Uploader:
     outbox: Outbox
     claim: claims.Claim
     deadline_seconds: float
-    rows: list[str] = field(default_factory=list)
+    rows: dict[str, str] = field(default_factory=dict)
+    """File -> row in the manifest, of pictures that are in the store."""
     sent: dict[str, tuple[int, float]] = field(default_factory=dict)
     keep_last: int = 0
     keep_every: int = 0
@@ -153,9 +154,9 @@ class Uploader:
 
         self.retrying(f"pictures from {rows[0]['file']}", send)
         # One row a picture: what is painted again after a kill is told with other seconds.
-        anew = {row["file"] for row in rows}
-        self.rows = [text for text in self.rows if json.loads(text).get("file") not in anew]
-        self.rows += map(json.dumps, rows)
+        for row in rows:
+            self.rows.pop(row["file"], None)
+            self.rows[row["file"]] = json.dumps(row)
         self.retrying("picture manifest", self._write_rows)
         for path, picture in zip(paths, pictures, strict=True):
             path.unlink()
@@ -167,7 +168,7 @@ class Uploader:
 
     def _write_rows(self) -> None:
         self._check_claim()
-        write(self.store, self.run, self.rows, self.node)
+        write(self.store, self.run, self.rows.values(), self.node)
         if self.node is not None and time.monotonic() - self.gathered >= self._pause():
             gather(self.store, self.run)
             self.gathered = time.monotonic()
@@ -208,7 +209,8 @@ class Uploader:
 
     def recall(self) -> None:
         """Read the rows of the pictures that are in the store already."""
-        self.rows = known_rows(self.store, self.run, self.node)
+        known = known_rows(self.store, self.run, self.node)
+        self.rows = {json.loads(text)["file"]: text for text in known}
 
     def finish(self) -> None:
         """Send what is left; the result comes last, so that it speaks of what is there."""

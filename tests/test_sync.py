@@ -119,8 +119,8 @@ def test_the_picture_manifest_is_in_order_and_goes_on(
         paint(uploader.outbox, line)
         uploader.cycle()
     claim = claims.take_claim(store, "run", cluster="", namespace="", uid="u")
-    rows = known_rows(store, "run")
-    after = sync.Uploader(store, "run", Outbox(tmp_path / "new"), claim, 30, rows)
+    after = sync.Uploader(store, "run", Outbox(tmp_path / "new"), claim, 30)
+    after.recall()
     paint(after.outbox, 1)
     after.cycle()
     assert manifest(store) == [1, 3, 12]
