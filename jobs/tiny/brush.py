@@ -15,8 +15,12 @@ from jobs.tiny.scenes import BACKGROUNDS, COLOURS, Colour, Scene
 Style = Literal["flat", "hatched", "neon"]
 FINE = 4
 """Drawn this many times as large and scaled down: Pillow's shapes have no anti-aliasing."""
-STRIPES = 8
-"""Pixels from one stripe of a hatching to the next, at 128 pixels a side: as the VAE's cells."""
+STRIPES, LINE = 16, 4
+"""Pixels from one stripe of a hatching to the next, and of a stripe's width, at 128 a side.
+
+A VAE can only tell what its latents tell, one for each 8 pixels: stripes as narrow as that are the
+same in each, and come back as an even tone.
+"""
 NIGHT: Colour = (14, 14, 34)
 """What neon lights shine on."""
 _DARK: Colour = (60, 45, 40)
@@ -53,7 +57,7 @@ def _hatched(shapes: Image.Image, unit: int) -> Image.Image:
     stripes = Image.new("L", shapes.size, 0)
     pen = ImageDraw.Draw(stripes)
     for start in range(0, 2 * side, STRIPES * unit):
-        pen.line((start - side, side, start, 0), fill=255, width=2 * unit)
+        pen.line((start - side, side, start, 0), fill=255, width=LINE * unit)
     return ImageChops.lighter(_edge(shapes, 2 * unit), ImageChops.multiply(shapes, stripes))
 
 

@@ -24,8 +24,10 @@ LEAST = 40
 """Pixels of the smallest object."""
 DARK = 80.0
 """What the ground of neon lights is darker than, as a mean of the three channels."""
-BUSY = 0.11
-"""Edges a pixel of width: hatched shapes have more, flat ones less."""
+NARROW = 5.0
+"""Pixels from the middle of a gap between stripes to its edge, at most."""
+GAPS = 0.14
+"""Part of a hatched shape, at least, that is gaps; eyes, mouths and windows are less."""
 HOLLOW = 0.85
 """Of an outline, at most, is line."""
 LIGHTS = {name: brush.light(colour) for name, colour in scenes.COLOURS.items()}
@@ -67,7 +69,7 @@ def look(picture: NDArray[np.uint8]) -> Seen:
 def style_of(pixels: NDArray[np.float32], ground: NDArray[np.float32]) -> brush.Style | None:
     """Tell the style of the largest object, None if it is in none of them or there is none.
 
-    Neon is an outline on a dark ground. A hatching has many edges for its width, on a light one.
+    Neon is an outline on a dark ground; a hatching is an outline and gaps, on a light one.
     """
     dark = ground.mean() < DARK
     objects = objects_of(pixels, ground, "neon" if dark else "flat")
@@ -76,11 +78,17 @@ def style_of(pixels: NDArray[np.float32], ground: NDArray[np.float32]) -> brush.
     if dark:
         _, line = outlined(pixels, ground, objects[0], "neon")
         return "neon" if line.sum() < HOLLOW * ndimage.binary_fill_holes(line).sum() else None
-    # A hatching's outline holds its stripes together: one object, with all of its edges in its box.
-    top, bottom, left, right = box_of(objects[0])
-    inner = objects[0][(3 * top + bottom) // 4 : (top + 3 * bottom) // 4 + 1, left:right]
-    edges = np.abs(np.diff(inner.astype(int), axis=1)).sum(axis=1)
-    return "hatched" if np.median(edges) / (right - left) > BUSY else "flat"
+    whole = closed(objects[0])
+    return "hatched" if (whole & ~objects[0]).sum() > GAPS * whole.sum() else "flat"
+
+
+def closed(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return a mask without the gaps inside of it that are as narrow as those of a hatching."""
+    joined = ndimage.binary_closing(mask)
+    holes, found = ndimage.label(ndimage.binary_fill_holes(joined) & ~joined)
+    depths = ndimage.maximum(ndimage.distance_transform_edt(holes), holes, range(found + 1))
+    narrow = np.flatnonzero(np.asarray(depths)[1:] <= NARROW) + 1
+    return joined | np.isin(holes, narrow)
 
 
 def objects_of(
@@ -89,7 +97,7 @@ def objects_of(
     """Return the pixels of each object, the largest first."""
     apart = np.linalg.norm(pixels - ground, axis=-1) > DISTINCT
     if style == "hatched":
-        apart = ndimage.binary_closing(apart, iterations=3)
+        apart = closed(apart)
     labels, found = ndimage.label(apart)
     sizes = np.bincount(labels.ravel(), minlength=found + 1)
     sizes[0] = 0
