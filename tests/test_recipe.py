@@ -209,7 +209,7 @@ def test_the_whole_recipe_goes_on_after_a_stop_in_each_stage(
     for name in names:
         one, other = (tmp_path / where / "model" / name for where in ("whole", "cut"))
         assert one.read_bytes() == other.read_bytes(), name
-    assert "8 samples in 4 steps" in (tmp_path / "cut" / "model" / "README.md").read_text()
+    assert "16 samples in 4 steps" in (tmp_path / "cut" / "model" / "README.md").read_text()
 
 
 def pieces(folder: Path) -> list[Path]:

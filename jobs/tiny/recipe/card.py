@@ -66,7 +66,7 @@ def card(folder: Path, step: int) -> str:
         psnr=_told(facts["psnr_db"], ".1f"),
         scaling=pipelines.config(folder / "base", "vae")["scaling_factor"],
         accuracy=_told(facts["accuracy"], ".1%"),
-        samples=step * recipe["training"]["batch_size"],
+        samples=step * recipe["training"]["batch_size"] * recipe["workers"],
         step=step,
     )
 
