@@ -25,7 +25,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 WORDS = 1024
 """The vocabulary's limit, without its two marks and the bytes that end a word."""
 BATCH = 64
-PLAN = Plan(steps=2500, learning_rate=1e-3, warmup=200)
+PLAN = Plan(steps=800, learning_rate=1e-3, warmup=100)
 ATTRIBUTES: dict[str, tuple[Any, ...]] = {
     "colour": tuple(scenes.COLOURS),
     "what": (*scenes.SHAPES, *scenes.THINGS),
