@@ -22,7 +22,7 @@ def test_a_scene_is_a_function_of_its_seed_and_number() -> None:
 
 def test_what_is_set_apart_is_never_drawn_and_the_rest_is() -> None:
     seen = set()
-    for number in range(10_000):
+    for number in range(20_000):
         scene = scenes.scene(0, number)
         kind = "thing" if scene.what in scenes.THINGS else "shape" if scene.place else "group"
         seen.add((kind, (scene.colour, scene.what, scene.place or len(scene.spots))))
@@ -55,6 +55,31 @@ def test_enough_is_set_apart_and_each_pair_of_it_is_known() -> None:
     for triple in apart:
         for one, two in itertools.combinations(range(3), 2):
             assert any(row[one] == triple[one] and row[two] == triple[two] for row in trained)
+
+
+def test_no_outline_lies_on_a_dark_ground_and_all_else_is_drawn() -> None:
+    many = [scenes.scene(0, number) for number in range(4000)]
+    assert {scene.fill for scene in many} == set(scenes.FILLS)
+    assert {scene.background for scene in many} == set(scenes.GROUNDS)
+    for scene in many:
+        assert scene.fill == "" or scene.what in scenes.ROOMY
+        assert (scene.fill, scene.background in scenes.DARK) != ("outlined", True)
+
+
+def test_fills_leave_their_part_of_a_shape() -> None:
+    spots = (scenes.Spot(0.5, 0.5, 0.2),)
+    inside = (slice(42, 86), slice(42, 86))
+    shares = {}
+    for fill in scenes.FILLS:
+        scene = scenes.Scene("blue", "square", "white", scenes.MIDDLE, "", spots, fill)
+        picture = np.asarray(brush.draw(scene), np.float64)[inside]
+        shares[fill] = [
+            (np.abs(picture - colour).sum(axis=-1) < 60).mean()
+            for colour in (scenes.COLOURS["blue"], scenes.BACKGROUNDS["white"])
+        ]
+    assert shares[""] == [1.0, 0.0]
+    assert (0.15 < shares["outlined"][0] < 0.35, shares["outlined"][1] > 0.5) == (True, True)
+    assert (0.35 < shares["striped"][0] < 0.6, shares["striped"][1] < 0.01) == (True, True)
 
 
 def test_the_members_of_a_group_do_not_overlap() -> None:
@@ -122,9 +147,9 @@ def test_a_caption_tells_its_scene_in_many_ways() -> None:
 @pytest.mark.parametrize(
     ("number", "sentence"),
     [
-        (0, "a purple circle on the left on a white background"),
-        (8, "three black circles on a pale blue background"),
-        (17, "three brown crosses on a pink background"),
+        (0, "a purple circle on the left on a dark blue background"),
+        (6, "three green rings on a cream background"),
+        (36, "a striped brown square in the middle on a pale green background"),
     ],
 )
 def test_the_plain_caption(number: int, sentence: str) -> None:

@@ -10,13 +10,13 @@ from typing import Literal
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from jobs.tiny.scenes import BACKGROUNDS, COLOURS, Colour, Scene
+from jobs.tiny.scenes import COLOURS, GROUNDS, Colour, Scene
 
 Style = Literal["flat", "hatched", "neon"]
 FINE = 4
 """Drawn this many times as large and scaled down: Pillow's shapes have no anti-aliasing."""
 STRIPES, LINE = 16, 4
-"""Pixels from one stripe of a hatching to the next, and of a stripe's width, at 128 a side.
+"""Pixels from one stripe to the next, and of the width of a hatching's, at 128 a side.
 
 A VAE can only tell what its latents tell, one for each 8 pixels: stripes as narrow as that are the
 same in each, and come back as an even tone.
@@ -38,27 +38,33 @@ def draw(scene: Scene, size: int = 128, style: Style = "flat") -> Image.Image:
     boxes = [(spot.x * side, spot.y * side, spot.radius * side) for spot in scene.spots]
     for box in boxes:
         _OUTLINES[scene.what](pen, box)
-    ground, colour = BACKGROUNDS[scene.background], COLOURS[scene.colour]
+    ground, colour = GROUNDS[scene.background], COLOURS[scene.colour]
     if style == "neon":
         return _neon(shapes, colour).reduce(FINE)
+    unit = side // 128
     if style == "hatched":
-        shapes = _hatched(shapes, side // 128)
+        line = _edge(shapes, 2 * unit)
+        shapes = ImageChops.lighter(line, ImageChops.multiply(shapes, _stripes(side, LINE * unit)))
+    elif scene.fill == "outlined":
+        shapes = _edge(shapes, 4 * unit)
     image = Image.new("RGB", (side, side), ground)
     image.paste(colour, mask=shapes)
+    if style == "flat" and scene.fill == "striped":
+        lighter = tuple((a + b) // 2 for a, b in zip(colour, ground, strict=True))
+        image.paste(lighter, mask=ImageChops.multiply(shapes, _stripes(side, 6 * unit)))
     if style == "flat" and scene.what in _DETAILS:
         for box in boxes:
             _DETAILS[scene.what](ImageDraw.Draw(image), box, ground)
     return image.reduce(FINE)
 
 
-def _hatched(shapes: Image.Image, unit: int) -> Image.Image:
-    """Return the shapes as an outline filled with stripes that rise to the right."""
-    side = shapes.width
-    stripes = Image.new("L", shapes.size, 0)
+def _stripes(side: int, width: int) -> Image.Image:
+    """Return a mask of stripes that rise to the right, all over a picture."""
+    stripes = Image.new("L", (side, side), 0)
     pen = ImageDraw.Draw(stripes)
-    for start in range(0, 2 * side, STRIPES * unit):
-        pen.line((start - side, side, start, 0), fill=255, width=LINE * unit)
-    return ImageChops.lighter(_edge(shapes, 2 * unit), ImageChops.multiply(shapes, stripes))
+    for start in range(0, 2 * side, STRIPES * side // 128):
+        pen.line((start - side, side, start, 0), fill=255, width=width)
+    return stripes
 
 
 def _edge(shapes: Image.Image, width: int) -> Image.Image:

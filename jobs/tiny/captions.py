@@ -25,6 +25,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 SIZES = {"small": ("small", "little", "tiny"), "large": ("large", "big", "huge")}
+FILLS = {"outlined": ("outlined", "hollow", "empty"), "striped": ("striped", "stripy", "lined")}
 LEADS = ("", "", "", "", "a picture of ", "a drawing of ", "an image with ", "there is ")
 ONE = (
     "{a} {object} {place} on {ground}",
@@ -95,8 +96,9 @@ def varied(scene: Scene, rng: Any) -> Caption:
 
 
 def _filled(way: str, scene: Scene, place: int, size: int) -> str:
-    """Return a sentence filled in, with one of three wordings of its place and of its size."""
+    """Return a sentence filled in, with one of three wordings of its place, and of its looks."""
     word = f"{SIZES[scene.size][size]} " if scene.size else ""
+    word += f"{FILLS[scene.fill][size]} " if scene.fill else ""
     told, what = f"{word}{scene.colour} {scene.what}", f"{word}{scene.what}"
     # `{a} {object}` and `{a} {what}` begin with different words.
     first = told if "{a} {object}" in way else what

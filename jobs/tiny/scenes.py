@@ -43,6 +43,12 @@ BACKGROUNDS: dict[str, Colour] = {
     "pale green": (200, 238, 200),
     "cream": (248, 236, 205),
 }
+DARK: dict[str, Colour] = {"dark blue": (26, 30, 84)}
+GROUNDS = BACKGROUNDS | DARK
+"""All that a scene can lie on; what is measured, and fine-tuned on, lies on the light ones."""
+FILLS = ("", "outlined", "striped")
+ROOMY = ("circle", "square", "triangle", "diamond")
+"""Shapes whose outline leaves something inside."""
 COUNTS = {2: "two", 3: "three", 4: "four"}
 SIZES = {"small": 0.105, "": 0.16, "large": 0.215}
 """Half the width as a part of the side, by the word for it."""
@@ -56,7 +62,12 @@ MEMBER = 0.11
 WIDEST = 1.14
 """How far the widest outline (brush) goes, in radii, and a little room."""
 
-_KINDS = (("shape", 0.62), ("sized", 0.1), ("group", 0.14), ("thing", 0.14))
+_KINDS = (
+    ("shape", 0.46), ("sized", 0.08), ("group", 0.12), ("thing", 0.12), ("outlined", 0.12),
+    ("striped", 0.1),
+)  # fmt: skip
+_AT_NIGHT = 0.15
+"""Part of the scenes on dark grounds. No outline lies on one: neon lights are for a fine-tuning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +87,14 @@ class Scene:
     what: str
     """One of SHAPES or THINGS."""
     background: str
+    """One of GROUNDS."""
     place: str | None
     """One of PLACES; none for a group."""
     size: str
     """One of SIZES."""
     spots: tuple[Spot, ...]
+    fill: str = ""
+    """One of FILLS; things and groups have none but the first."""
 
 
 def combinations(kind: str) -> list[tuple[Any, ...]]:
@@ -106,12 +120,16 @@ def scene(seed: int, number: int) -> Scene:
     rng = draws.generator(seed, draws.TINY_SCENE, number)
     names = [name for name, _ in _KINDS]
     kind = names[int(rng.choice(len(names), p=[part for _, part in _KINDS]))]
-    own = "shape" if kind == "sized" else kind
-    seen = _kept(own)
+    seen = _kept(kind if kind in ("group", "thing") else "shape")
+    if kind in FILLS:
+        seen = tuple(row for row in seen if row[1] in ROOMY)
     combination = seen[int(rng.integers(len(seen)))]
     size = ("small", "large")[int(rng.integers(2))] if kind == "sized" else ""
-    background = list(BACKGROUNDS)[int(rng.integers(len(BACKGROUNDS)))]
-    return compose(combination, background, rng, size=size)
+    dark = rng.random() < _AT_NIGHT and kind != "outlined"
+    grounds = list(DARK if dark else BACKGROUNDS)
+    background = grounds[int(rng.integers(len(grounds)))]
+    fill = kind if kind in FILLS else ""
+    return compose(combination, background, rng, size=size, fill=fill)
 
 
 @cache
@@ -120,15 +138,17 @@ def _kept(kind: str) -> tuple[tuple[Any, ...], ...]:
 
 
 def compose(
-    combination: tuple[Any, ...], background: str, rng: Any, *, size: str = "", jitter: float = 0.02
-) -> Scene:
+    combination: tuple[Any, ...], background: str, rng: Any, *, size: str = "", fill: str = "",
+    jitter: float = 0.02,
+) -> Scene:  # fmt: skip
     """Return the scene of a combination (see `combinations`), its spots drawn from `rng`.
 
     Args:
         combination: (colour, what, place), or (colour, what, count).
-        background: one of BACKGROUNDS.
+        background: one of GROUNDS.
         rng: NumPy generator.
         size: one of SIZES.
+        fill: one of FILLS.
         jitter: how far an object may lie from its place, each way, as a part of the side.
     """
     colour, what, where = combination
@@ -145,4 +165,4 @@ def compose(
         least = WIDEST * own  # no outline is cut at an edge
         x, y = (min(max(c + d, least), 1 - least) for c, d in zip(middle, shifts, strict=True))
         spots.append(Spot(x, y, own))
-    return Scene(colour, what, background, place, size, tuple(spots))
+    return Scene(colour, what, background, place, size, tuple(spots), fill)

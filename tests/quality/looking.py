@@ -52,7 +52,7 @@ def look(picture: NDArray[np.uint8]) -> Seen:
     ground = ground_of(pixels)
     found = style_of(pixels, ground)
     style = found or "flat"
-    background = nearest(ground, scenes.BACKGROUNDS)
+    background = nearest(ground, scenes.GROUNDS)
     masks = objects_of(pixels, ground, style)
     if not masks:
         return Seen(found, background, 0, None, None, None)
@@ -67,7 +67,7 @@ def look(picture: NDArray[np.uint8]) -> Seen:
 
 
 def style_of(pixels: NDArray[np.float32], ground: NDArray[np.float32]) -> brush.Style | None:
-    """Tell the style of the largest object, None if it is in none of them or there is none.
+    """Tell the style of the largest object, None if there is none.
 
     Neon is an outline on a dark ground; a hatching is an outline and gaps, on a light one.
     """
@@ -77,7 +77,7 @@ def style_of(pixels: NDArray[np.float32], ground: NDArray[np.float32]) -> brush.
         return None
     if dark:
         _, line = outlined(pixels, ground, objects[0], "neon")
-        return "neon" if line.sum() < HOLLOW * ndimage.binary_fill_holes(line).sum() else None
+        return "neon" if line.sum() < HOLLOW * ndimage.binary_fill_holes(line).sum() else "flat"
     whole = closed(objects[0])
     return "hatched" if (whole & ~objects[0]).sum() > GAPS * whole.sum() else "flat"
 

@@ -29,9 +29,10 @@ PLAN = Plan(steps=800, learning_rate=1e-3, warmup=100)
 ATTRIBUTES: dict[str, tuple[Any, ...]] = {
     "colour": tuple(scenes.COLOURS),
     "what": (*scenes.SHAPES, *scenes.THINGS),
-    "background": (*scenes.BACKGROUNDS, None),
+    "background": (*scenes.GROUNDS, None),
     "place": (*scenes.PLACES, None),
     "size": tuple(scenes.SIZES),
+    "fill": scenes.FILLS,
     "count": (1, *scenes.COUNTS),
 }
 """What a caption tells; the last choice of two of them is that it leaves it open."""
@@ -43,7 +44,7 @@ def told(seed: int, number: int) -> tuple[str, list[int]]:
     said = captions.varied(scene, draws.generator(seed, draws.TINY_TEXT, number))
     choices = (
         scene.colour, scene.what, scene.background if said.tells_background else None,
-        scene.place if said.tells_place else None, scene.size, len(scene.spots),
+        scene.place if said.tells_place else None, scene.size, scene.fill, len(scene.spots),
     )  # fmt: skip
     rows = zip(ATTRIBUTES.values(), choices, strict=True)
     return said.text, [choice.index(made) for choice, made in rows]
