@@ -140,7 +140,7 @@ def _row_of_json(line: bytes, number: int) -> PromptRow | None:
     if not text:
         return None
     try:
-        found: Any = json.loads(text, object_pairs_hook=_once)
+        found: Any = _JSON.decode(text)
     except json.JSONDecodeError as error:
         raise _Bad(f"is not JSON: {error.msg} at character {error.colno}") from error
     except (ValueError, RecursionError) as error:
@@ -167,6 +167,10 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         raise _Bad(f"{next(key for key in keys if keys.count(key) > 1)}: is given twice")
     return found
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_once)
+"""Made once: `json.loads` makes one for each line."""
 
 
 def _decoded(line: bytes) -> str:
