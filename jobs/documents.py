@@ -32,6 +32,8 @@ def problems(error: ValidationError) -> str:
         what = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             what = "unknown key"
+        elif item["type"] == "tuple_type":
+            what = f"should be a list, such as [{item['input']!s:.80}], not {item['input']!r:.80}"
         elif item["type"] != "missing":
             what = f"{what}, not {item['input']!r:.80}" if where else what
         rows.append(f"{where or 'spec'}: {what}")

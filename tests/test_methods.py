@@ -141,6 +141,7 @@ def test_a_runs_own_record_is_a_spec_file(tmp_path):
         ({"sets": ["steps"]}, Usage, "--set 'steps': wants key=value", ""),
         ({"sets": ["steps=many"]}, Misconfigured, "steps: ", "steps comes from --set"),
         ({"sets": ["validation_prompts=[a"]}, Misconfigured, "--set validation_prompts: ", ""),
+        ({"sets": ["lora_targets=to_q"]}, Misconfigured, "a list, such as [to_q], not", "--set"),
         ({"flags": {"resolution": 100}}, Misconfigured, "resolution: ", "comes from --resolution"),
         ({"flags": {"method": "loar"}}, Misconfigured, "no such method 'loar'", "lora"),
         ({"flags": {"steps": 0}, "sets": ["seed=-1"]}, Misconfigured, "steps: ", "seed comes from"),
