@@ -110,6 +110,8 @@ def trained(run: Run, folder: Path) -> trainingpage.Source:
         if key.endswith(f"/{layout.COMMITTED}")
         and (step := layout.step_of(key.removesuffix(f"/{layout.COMMITTED}"))) is not None
     }
+    record = records.document(run.store, layout.key(run.name, layout.SPEC))
+    end = records.end(run.store, run.name)
     return trainingpage.Source(
         run=run.name,
         spec=run.spec,
@@ -124,26 +126,23 @@ def trained(run: Run, folder: Path) -> trainingpage.Source:
             for row in rows
         ],
         commits=commits,
-        about=_about(run, sorted(commits)),
-        attempts=_attempts(run),
+        about=_about(run, record, end, sorted(commits)),
+        attempts=_attempts(record, end),
     )
 
 
-def _attempts(run: Run) -> Sequence[Row]:
+def _attempts(record: Row, end: Row) -> Sequence[Row]:
     """Return what is known of each attempt: of all but the newest `spec.json` tells its end."""
-    found = records.document(run.store, layout.key(run.name, layout.SPEC)).get("history")
+    found = record.get("history")
     listed = found if isinstance(found, list) else []
     rows = [r for r in listed if isinstance(r, dict) and type(r.get("attempt")) is int]
-    end = records.end(run.store, run.name)
     if rows and end and end["attempt"] == rows[-1]["attempt"]:
         rows[-1] |= {"code": end["code"], "reason": end["reason"], "ended": end.get("time")}
     return rows
 
 
-def _about(run: Run, steps: Sequence[int]) -> Row:
+def _about(run: Run, record: Row, end: Row, steps: Sequence[int]) -> Row:
     """Return what else the records tell: attempts, how it ended, checkpoints, versions."""
-    record = records.document(run.store, layout.key(run.name, layout.SPEC))
-    end = records.end(run.store, run.name)
     told = {
         "state": "succeeded" if run.result and not end.get("code") else end.get("name"),
         "reason": end.get("reason"),

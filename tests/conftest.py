@@ -10,6 +10,9 @@ from typing import NoReturn
 
 import pytest
 
+from jobs.environment import Environment
+from jobs.stores import FileStore
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=20, help="kill -9s of a chaos test")
@@ -63,3 +66,16 @@ def place(tmp_path: Path) -> Iterator[Path]:
     for store in tmp_path.iterdir():
         for files in localrun.everyone(store):
             local.cancel(files, now=True)
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> Environment:
+    """Return where an attempt of run `r` works alone, with a folder as its store."""
+    store, work = str(tmp_path / "store"), tmp_path / "work"
+    return Environment(spec="", run="r", store=store, uid="u", work=work, device="CPU")
+
+
+@pytest.fixture
+def store(env: Environment) -> FileStore:
+    """Return the store of `env`."""
+    return FileStore(Path(env.store))

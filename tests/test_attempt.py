@@ -20,17 +20,6 @@ from jobs.stores import FileStore
 TRAIN = TrainSpec(model="tiny", data="tiny")
 
 
-@pytest.fixture
-def env(tmp_path: Path) -> Environment:
-    store, work = str(tmp_path / "store"), tmp_path / "work"
-    return Environment(spec="", run="r", store=store, uid="u", work=work, device="CPU")
-
-
-@pytest.fixture
-def store(env: Environment) -> FileStore:
-    return FileStore(Path(env.store))
-
-
 def prepared(env: Environment) -> attempt.Attempt:
     return attempt.prepare(env, TRAIN, StopRequest())
 

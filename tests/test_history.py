@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,17 +15,6 @@ from jobs.stopping import StopRequest
 from jobs.stores import FileStore
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-
-
-@pytest.fixture
-def env(tmp_path: Path) -> Environment:
-    store, work = str(tmp_path / "store"), tmp_path / "work"
-    return Environment(spec="", run="r", store=store, uid="u", work=work, device="CPU")
-
-
-@pytest.fixture
-def store(env: Environment) -> FileStore:
-    return FileStore(Path(env.store))
 
 
 def begun(env: Environment, monkeypatch: pytest.MonkeyPatch, minutes: int) -> attempt.Attempt:

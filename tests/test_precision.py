@@ -57,7 +57,7 @@ def test_fp16_trains_fp32_masters_to_the_numbers_of_fp32(random_sdxl: Path, meth
     expected, expected_norms, _ = trained(random_sdxl, method, "fp32")
     assert {p.dtype for group in step.update.groups() for p in group.weights} == {ms.float32}
     frozen = {p.dtype for p in step.whole.loss.get_parameters() if not p.requires_grad}
-    assert frozen <= {ms.float16}
+    assert frozen == ({ms.float16} if method == "lora-te" else set())
     assert step.scale() == FIRST_SCALE, "no step was left out"
     assert losses[1] < losses[0]
     assert np.allclose(losses, expected, rtol=5e-3)
