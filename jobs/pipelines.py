@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from jobs import originals, tiny
-from jobs.compat import eager
 from jobs.environment import Environment
 from jobs.errors import BadSpec, Unavailable
 from jobs.specs import TINY
@@ -71,18 +70,18 @@ def locate(
         BadSpec: a folder without a pipeline, a file that is no SDXL, a path that does not exist.
         Unavailable: the hub cannot be reached.
     """
-    found = _fetched("model", model, revision, (*_SMALL, "*.safetensors"), env)
+    found = _fetched("model", model, revision, (*_SMALL, "*.safetensors"))
     if found.is_dir() and not (found / INDEX).is_file():
         raise BadSpec(f"model {model}: no {INDEX} in it; name a diffusers pipeline folder")
     base = found
     if found.is_file():
-        base = _fetched("model_config_from", config_from, "main", _SMALL, env)
+        base = _fetched("model_config_from", config_from, "main", _SMALL)
         if not (base / INDEX).is_file():
             raise BadSpec(f"model_config_from {config_from}: is no diffusers pipeline folder")
     other = None
     if vae is not None:
         patterns = ("*.json", WEIGHTS["vae"], "vae/*")
-        other = _fetched("vae", vae, vae_revision, patterns, env)
+        other = _fetched("vae", vae, vae_revision, patterns)
         other = other / "vae" if (other / "vae").is_dir() else other
     if found.is_dir() and other is None:
         return found
@@ -123,12 +122,10 @@ def set_prediction(folder: Path, prediction: str) -> None:
     path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
-def _fetched(
-    key: str, value: str, revision: str, patterns: tuple[str, ...], env: Environment
-) -> Path:
+def _fetched(key: str, value: str, revision: str, patterns: tuple[str, ...]) -> Path:
     """Return the folder or file that a key of the spec names."""
     if value == TINY:
-        return tiny.MODEL if tiny.MODEL.is_dir() else _untrained(env)
+        return tiny.MODEL
     path = Path(value)
     if path.is_dir() or (path.is_file() and value.endswith(SINGLE)):
         return path
@@ -152,24 +149,6 @@ def _fetched(
         raise Unavailable(
             f"{key} {value}: the hub gave nothing ({reason}); name a folder"
         ) from error
-
-
-def _untrained(env: Environment) -> Path:
-    """Return the small SDXL's folder as its recipe begins it: none that is trained ships yet."""
-    from jobs.tiny.recipe import assembly
-
-    folder = env.work / "models" / "tiny-3"
-    if not folder.is_dir():
-        # Each worker builds its own and renames it; the first one wins.
-        part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
-        with eager():
-            assembly.write(part, assembly.begun(part, 0), 1.0)
-        try:
-            part.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    return folder
 
 
 def _assembled(found: Path, base: Path, other: Path | None, env: Environment) -> Path:

@@ -32,6 +32,20 @@ def test_what_is_set_apart_is_never_drawn_and_the_rest_is() -> None:
         assert drawn == set(scenes.combinations(kind)) - scenes.apart(kind)
 
 
+def test_the_prompts_that_show_the_base_model_are_of_what_is_set_apart() -> None:
+    rng = draws.generator(0, 1)
+    never = {
+        captions.plain(scenes.compose(row, background, rng))
+        for kind in ("shape", "group", "thing")
+        for row in scenes.apart(kind)
+        for background in scenes.BACKGROUNDS
+    }
+    text = (Path(__file__).parents[1] / "prompts" / "drawings.txt").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    assert len(lines) == 16
+    assert set(lines) <= never
+
+
 def test_enough_is_set_apart_and_each_pair_of_it_is_known() -> None:
     # 500 prompts: triples times backgrounds. Each two of a triple's words occur together in
     # what is trained on, so that only the triple is new.

@@ -29,6 +29,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from jobs.tiny import MODEL
+
 BARS = {"steady": 1.6, "job": 2.0, "workers": 1.8}
 
 
@@ -81,18 +83,9 @@ def theirs(folder: Path, given: argparse.Namespace) -> Any:
     return paint
 
 
-def tiny(place: Path) -> Path:
-    """Return the folder of the small SDXL."""
-    from jobs import pipelines
-    from jobs.environment import Environment
-
-    work = Environment(spec="", run="bench", store=str(place), uid="u", work=place, device="CPU")
-    return pipelines.locate("tiny", "main", work)
-
-
 def steady(given: argparse.Namespace, place: Path) -> float:
     """Return the ratio of pictures a second, ours to the loop's, in turns."""
-    folder = tiny(place)
+    folder = MODEL
     painters = {"ours": ours(folder, given), "reference's loop": theirs(folder, given)}
     for paint in painters.values():
         paint(["to compile"], place)
@@ -111,7 +104,7 @@ def steady(given: argparse.Namespace, place: Path) -> float:
 def loop(given: argparse.Namespace, place: Path) -> None:
     """Be the reference's program: print how long start, first picture and the rest took."""
     began = time.time() - age()
-    paint = theirs(tiny(place), given)
+    paint = theirs(MODEL, given)
     paint(["a red circle"], place)
     first = time.time()
     paint([f"a red circle, {n}" for n in range(1, given.pictures)], place)

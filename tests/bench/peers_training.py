@@ -133,11 +133,9 @@ def ours(
 
 def prepare(place: Path) -> None:
     """Write the model and the drawings that both sides are given."""
-    from infer import tiny
+    from jobs.tiny import MODEL, folders
 
-    from jobs.tiny import folders
-
-    (place / "model").symlink_to(tiny(place), target_is_directory=True)
+    (place / "model").symlink_to(MODEL, target_is_directory=True)
     folders.write(place / "pictures", folders.flat(0, range(64)))
 
 

@@ -36,7 +36,7 @@ CORES = 2
 RUN, WORKERS = "tiny-sdxl", 2
 TRAINING: dict[str, Any] = {
     "method": "vanilla", "precision": "fp32", "resolution": SIDE, "batch_size": 16,
-    "steps": 6_000, "learning_rate": 1e-3, "lr_schedule": "cosine", "warmup_steps": 300,
+    "steps": 5_000, "learning_rate": 1e-3, "lr_schedule": "cosine", "warmup_steps": 300,
     "weight_decay": 1e-3, "adam_beta2": 0.99, "ema_decay": 0.999, "caption_dropout": 0.1,
     "save_every": 250, "keep_last": 3, "keep_every": 1000, "log_every": 50,
 }  # fmt: skip

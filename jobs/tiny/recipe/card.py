@@ -24,7 +24,7 @@ All of SDXL's parts (two text encoders, VAE, UNet with size and crop conditionin
 channels, for trying a fine-tuning or a job out on a CPU in a minute. It paints {side} x {side}
 pixels, and knows {shapes},
 {things}, in {colours},
-at nine places, small and large, one to four of a kind,
+at nine places, small and large, one to four of a kind, shapes filled, outlined and striped,
 on {backgrounds} backgrounds, told in plain English: *a red circle in
 the top left corner on a cream background*. It knows nothing else.
 
@@ -58,7 +58,7 @@ def card(folder: Path, step: int) -> str:
         shapes=_listed(scenes.SHAPES),
         things=_listed(scenes.THINGS),
         colours=_listed(scenes.COLOURS),
-        backgrounds=_listed(scenes.BACKGROUNDS),
+        backgrounds=_listed(scenes.GROUNDS),
         rows="\n".join(f"| {part} | {number:,} |" for part, number in numbers.items()),
         total=sum(numbers.values()) / 1e6,
         seed=recipe["seed"],
