@@ -46,12 +46,6 @@ def grid(rows: Sequence[Sequence[Image.Image]], columns: int) -> Image.Image:
     return whole
 
 
-def cell(whole: Image.Image, row: int, column: int, side: int = 128) -> Image.Image:
-    """Return one picture of a grid again."""
-    left, top = column * (side + GAP), row * (side + GAP)
-    return whole.crop((left, top, left + side, top + side))
-
-
 def curve(page: Path, out: Path) -> None:
     """Write the chart of the loss of a training page."""
     from playwright.sync_api import sync_playwright
