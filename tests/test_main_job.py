@@ -213,7 +213,7 @@ def test_a_restart_paints_only_what_is_missing(here: Here) -> None:
 
 
 def test_training_lowers_the_loss(random_sdxl: Path, here: Here) -> None:
-    """Of the tests' own weights: until trained ones ship, the small SDXL's loss says nothing."""
+    """From random weights, whose loss has far to fall."""
     submit = (*TRAIN, "--npus", "2", "--name", "lower", "--model", str(random_sdxl))
     words = ("--data", "tiny", "--steps", "60", "--lr", "1e-3", "--set", "log_every=5")
     here.run(*submit, *words, "--set", "validation_prompts=[]")
