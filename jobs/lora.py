@@ -1,11 +1,13 @@
 """Owns low-rank adaptation: inject into a UNet, write diffusers' arrays, merge a file in place.
 
 Must not train or sample. A module `W` of [out, in] gets `W + alpha / rank * B @ A` with A of
-[rank, in] and B of [out, rank] (Hu et al. 2021, arXiv 2106.09685, section 4.1).
+[rank, in] and B of [out, rank] (Hu et al. 2021, arXiv 2106.09685, section 4.1); a convolution's are
+one of its own kernel and one of 1 x 1.
 """
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -25,6 +27,8 @@ from jobs.errors import BadSpec
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 """The text encoders' attention projections, as diffusers' SDXL LoRA script trains them."""
 
+ADAPTED = nn.Dense | nn.Conv2d
+"""Kinds of modules that an update can be trained for, or merged into."""
 
 Weights = Mapping[str, NDArray[Any]]
 """Arrays of a LoRA, by key."""
@@ -50,14 +54,13 @@ class LoraDense(nn.Cell):  # type: ignore[misc]
         self.base = base
         rank = shape.rank
         self.scale = shape.alpha / rank
-        outputs, inputs = base.weight.shape
+        outputs, inputs, *kernel = base.weight.shape
         # Named by the module, not by the order of creation, so that each process starts equal.
         rng = np.random.Generator(np.random.Philox(key=[shape.seed, zlib.crc32(name.encode())]))
-        down = rng.standard_normal((rank, inputs)) / rank
+        down = rng.standard_normal((rank, inputs, *kernel)) / (rank * math.sqrt(math.prod(kernel)))
+        up = np.zeros((outputs, rank, *(1 for _ in kernel)), np.float32)
         self.down = Parameter(Tensor(down.astype(np.float32)), name=f"{name}.lora_A.weight")
-        self.up = Parameter(
-            Tensor(np.zeros((outputs, rank), np.float32)), name=f"{name}.lora_B.weight"
-        )
+        self.up = Parameter(Tensor(up), name=f"{name}.lora_B.weight")
         self.dropped = False
 
     def drop(self, name: str, shape: Shape) -> None:
@@ -72,6 +75,29 @@ class LoraDense(nn.Cell):  # type: ignore[misc]
         return self.base(x) + ops.matmul(down, self.up.astype(x.dtype).T) * self.scale
 
 
+class LoraConv(LoraDense):
+    """The same of a Conv2d: `down` is a convolution of its kernel to `rank` channels, `up` 1 x 1.
+
+    As peft does it, and kohya under the name of LoCon.
+    """
+
+    def __init__(self, base: nn.Cell, name: str, shape: Shape) -> None:
+        super().__init__(base, name, shape)
+        self.to_rank = ops.Conv2D(
+            shape.rank, base.kernel_size, pad_mode=base.pad_mode, pad=base.padding,
+            stride=base.stride, dilation=base.dilation,
+        )  # fmt: skip
+        self.to_out = ops.Conv2D(base.weight.shape[0], 1)
+
+    def construct(self, x: Tensor) -> Tensor:
+        """Return [B, out, H', W'] for [B, in, H, W]."""
+        seen = x
+        if self.dropped:  # features come last there
+            seen = self.dropout(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        down = self.to_rank(seen, self.down.astype(x.dtype))  # -> [B, rank, H', W']
+        return self.base(x) + self.to_out(down, self.up.astype(x.dtype)) * self.scale
+
+
 def inject(
     cell: nn.Cell, prefix: str, targets: Iterable[str], shape: Shape
 ) -> dict[str, Parameter]:
@@ -81,7 +107,7 @@ def inject(
     `lora_B.weight`, in order of module.
 
     Raises:
-        BadSpec: a target is the end of no linear module's name.
+        BadSpec: a target is the end of no linear module's name, and of no convolution's.
     """
     for parameter in cell.get_parameters():
         parameter.requires_grad = False
@@ -89,14 +115,16 @@ def inject(
     found = {
         name: child
         for name, child in cell.cells_and_names()
-        if isinstance(child, nn.Dense) and f".{name}".endswith(tuple(f".{t}" for t in wanted))
+        if isinstance(child, ADAPTED) and f".{name}".endswith(tuple(f".{t}" for t in wanted))
     }
     if lost := [t for t in wanted if not any(f".{name}".endswith(f".{t}") for name in found)]:
         leaves = {
-            n.rpartition(".")[2] for n, c in cell.cells_and_names() if isinstance(c, nn.Dense)
+            name.rpartition(".")[2]
+            for name, child in cell.cells_and_names()
+            if isinstance(child, ADAPTED)
         }
         raise BadSpec(
-            f"lora_targets: no linear module of the {prefix} ends in {', '.join(map(repr, lost))}; "
+            f"lora_targets: no module of the {prefix} ends in {', '.join(map(repr, lost))}; "
             f"there are {', '.join(sorted(n for n in leaves if not n.isdigit()))}"
         )
     trained: dict[str, Parameter] = {}
@@ -106,7 +134,8 @@ def inject(
         parent = cell
         for part in filter(None, parent_name.split(".")):
             parent = parent[int(part)] if part.isdigit() else getattr(parent, part)
-        adapted = made[name] = LoraDense(found[name], f"{prefix}.{name}", shape)
+        kind = LoraConv if isinstance(found[name], nn.Conv2d) else LoraDense
+        adapted = made[name] = kind(found[name], f"{prefix}.{name}", shape)
         if leaf.isdigit():
             # Not by index: a list of cells guesses at names then, and fails at some (seen).
             parent.insert_child_to_cell(leaf, adapted)
@@ -146,7 +175,7 @@ def modules(cells: Mapping[str, nn.Cell]) -> dict[str, Parameter]:
         f"{part}.{name}": child.weight
         for part, cell in cells.items()
         for name, child in cell.cells_and_names()
-        if isinstance(child, nn.Dense | nn.Conv2d)
+        if isinstance(child, ADAPTED)
     }
 
 

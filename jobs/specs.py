@@ -125,7 +125,8 @@ class TrainSpec(Frozen):
     """Part of the inputs of the LoRA matrices that is left out in training, in steps of
     1 / 4091: from 0.001, or 0 for none."""
     lora_targets: tuple[Annotated[str, Field(min_length=1)], ...] = LORA_TARGETS
-    """Linear modules of the UNet that get LoRA matrices, by the end of their names."""
+    """Linear modules and convolutions of the UNet that get LoRA matrices, by the end of their
+    names."""
     recompute: bool = False
     """Compute the activations of the UNet's blocks again for the gradient: less memory, more
     time."""

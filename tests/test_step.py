@@ -285,6 +285,69 @@ def test_a_merged_lora_computes_what_the_injected_one_does(tmp_path: Path) -> No
     assert np.allclose(weights[1], (weights[0] + weights[2]) / 2, atol=1e-5)
 
 
+class Convolved(nn.Cell):  # type: ignore[misc]
+    """A convolution of 3 x 3 that halves the sides, and one of 1 x 1, as a UNet has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        rng = np.random.default_rng(3)
+        self.conv = nn.Conv2d(
+            3, 5, 3, stride=2, padding=1, pad_mode="pad", has_bias=True, dtype=ms.float32
+        )
+        self.conv_shortcut = nn.Conv2d(5, 4, 1, has_bias=True, dtype=ms.float32)
+        for parameter in self.get_parameters():
+            parameter.set_data(ms.Tensor(rng.standard_normal(parameter.shape).astype(np.float32)))
+
+    def construct(self, x: Any) -> Any:
+        return self.conv_shortcut(self.conv(x))
+
+
+IMAGE = np.random.default_rng(6).standard_normal((2, 3, 8, 6)).astype(np.float32)
+
+
+def test_a_lora_of_convolutions_computes_what_the_merged_one_does() -> None:
+    plain = Convolved()(ms.Tensor(IMAGE)).asnumpy()
+    net = Convolved()
+    trained = lora.inject(net, "unet", ("conv", "conv_shortcut"), shape())
+    assert {name: p.shape for name, p in trained.items()} == {
+        "unet.conv.lora_A.weight": (RANK, 3, 3, 3),
+        "unet.conv.lora_B.weight": (5, RANK, 1, 1),
+        "unet.conv_shortcut.lora_A.weight": (RANK, 5, 1, 1),
+        "unet.conv_shortcut.lora_B.weight": (4, RANK, 1, 1),
+    }
+    assert np.array_equal(net(ms.Tensor(IMAGE)).asnumpy(), plain)
+    rng = np.random.default_rng(7)
+    for parameter in trained.values():
+        parameter.set_data(ms.Tensor(rng.standard_normal(parameter.shape).astype(np.float32)))
+    expected = net(ms.Tensor(IMAGE)).asnumpy()
+    arrays = {name: p.asnumpy() for name, p in trained.items()}
+    base = Convolved()
+    lora.merge({"unet": base}, lora.diffusers_weights(arrays, ALPHA / RANK), 1.0)
+    assert np.allclose(base(ms.Tensor(IMAGE)).asnumpy(), expected, rtol=1e-4, atol=1e-3)
+    assert not np.allclose(plain, expected, rtol=1e-2)
+
+
+def test_the_dropout_of_a_convolution_goes_by_its_key() -> None:
+    """It leaves out single channels of single pixels of what the update sees."""
+    key = new_key(len(IMAGE))
+    net = Convolved()
+    trained = lora.inject(net, "unet", ("conv",), shape(dropout=0.5, key=key))
+    rng = np.random.default_rng(7)
+    for parameter in trained.values():
+        parameter.set_data(ms.Tensor(rng.standard_normal(parameter.shape).astype(np.float32)))
+    key.set_data(ms.Tensor(np.full((len(IMAGE), 2), 3, np.float32)))
+    found = net.conv(ms.Tensor(IMAGE)).asnumpy()
+    ones = ms.Tensor(np.ones((2, 8, 6, 3), np.float32))
+    mask = Dropout(0.5, key, "unet.conv", 3)(ones).asnumpy().transpose(0, 3, 1, 2)
+    plain = Convolved()
+    adapted = lora.inject(plain, "unet", ("conv",), shape())
+    for name, parameter in adapted.items():
+        parameter.set_data(trained[name])
+    update = plain.conv(ms.Tensor(IMAGE * mask)) - plain.conv.base(ms.Tensor(IMAGE * mask))
+    expected = plain.conv.base(ms.Tensor(IMAGE)) + update
+    assert np.allclose(found, expected.asnumpy(), rtol=1e-4, atol=1e-4)
+
+
 def test_a_lora_of_another_model_is_refused() -> None:
     weights = {"unet.attn9.to_q.lora_A.weight": np.zeros((2, 6), np.float32)}
     weights["unet.attn9.to_q.lora_B.weight"] = np.zeros((4, 2), np.float32)
