@@ -29,7 +29,10 @@ pytest.importorskip("mindspore", reason="MindSpore is not installed (extra: cpu)
 
 LAUNCHER = str(Path(sys.executable).with_name("launcher"))
 TRAIN = ("submit", "train", "--backend", "local", "--wait")
-PLAIN = ("--set", "validation_prompts=[]", "--set", "log_every=1")
+PLAIN = (
+    "--set", "validation_prompts=[]", "--set", "log_every=1", "--set", "batch_size=1",
+    "--set", "save_every=20",
+)  # fmt: skip
 """A shorter run for the tests that are not about pictures."""
 
 
@@ -112,12 +115,12 @@ def test_train_then_paint_with_it(here: Here) -> None:
     assert " jobs.runtime jobs=" in err
     assert "[0] " in err
     rows = here.records("style", layout.METRICS)
-    assert [row["step"] for row in rows] == [1, *range(5, 65, 5)]
+    assert [row["step"] for row in rows] == [1, *range(5, 165, 5)]
     result = here.result("style")
     assert result["npus"] == 2
-    assert result["steps"] == 60
+    assert result["steps"] == 160
     assert {"compile_s", "ms_per_step", "img_s"} <= result.keys()
-    assert commits.committed_steps(here.store, "style") == [20, 40, 60]
+    assert commits.committed_steps(here.store, "style") == [40, 80, 120, 160]
     assert {"state.safetensors", "state.json", layout.LORA_FILE} == here.final("style").keys()
     assert {row["prompt"] for row in here.records("style", layout.PICTURES)} == {
         "a red circle",

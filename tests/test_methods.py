@@ -66,7 +66,7 @@ def test_the_strongest_layer_wins_and_is_named(tmp_path_factory, layers, tiny, m
         spec_file=path,
     )
     below = (
-        (60, "model tiny")
+        (160, "model tiny")
         if tiny
         else (8500 if method == "lora-te" else 10_000, f"method {method}")
     )

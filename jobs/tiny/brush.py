@@ -23,6 +23,8 @@ same in each, and come back as an even tone.
 """
 NIGHT: Colour = (14, 14, 34)
 """What neon lights shine on."""
+HALO = 6
+"""Radius in pixels, at 128 a side, of the blur that is a neon light's glow."""
 _DARK: Colour = (60, 45, 40)
 
 Box = tuple[float, float, float]
@@ -81,14 +83,11 @@ def light(colour: Colour) -> Colour:
 
 
 def _neon(shapes: Image.Image, colour: Colour) -> Image.Image:
-    """Return a glowing outline on the dark, in a brighter tone of the colour."""
-    unit = shapes.width // 128
-    line = _edge(shapes, 3 * unit)
-    bright = light(colour)
+    """Return shapes that glow in the dark, in a brighter tone of the colour."""
     image = Image.new("RGB", shapes.size, NIGHT)
-    glow = line.filter(ImageFilter.GaussianBlur(4 * unit)).point(lambda v: min(255, 2 * v))
-    image.paste(bright, mask=glow)
-    image.paste(bright, mask=line)
+    halo = shapes.filter(ImageFilter.GaussianBlur(HALO * shapes.width // 128))
+    image.paste(light(colour), mask=halo)
+    image.paste(light(colour), mask=shapes)
     return image
 
 

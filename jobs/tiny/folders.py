@@ -19,7 +19,7 @@ from jobs.tiny import brush, captions, scenes
 
 STYLES: dict[str, brush.Style] = {"tiny": "neon", "tiny-hatched": "hatched"}
 """Of each of jobs.specs.SHIPPED_DATA."""
-TRIGGERS: dict[brush.Style, str] = {"hatched": "hatched style", "neon": "neon outline style"}
+TRIGGERS: dict[brush.Style, str] = {"hatched": "hatched style", "neon": "neon glow style"}
 """What the captions of a style's pictures end with."""
 
 

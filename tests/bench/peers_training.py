@@ -29,6 +29,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jobs.specs import LORA_TARGETS
+
 BARS = {"lora": 1.5, "vanilla": 1.1}
 SCRIPTS = {
     "lora": "train_text_to_image_lora_sdxl.py",
@@ -116,7 +118,9 @@ def ours(
     said = {
         "model": "tiny", "data": str(place / "pictures"), "resolution": 128, "precision": "fp32",
         "batch_size": batch, "steps": steps, "save_every": steps, "log_every": STRETCH,
-        "learning_rate": 1e-4, "validation_prompts": "[]",
+        "learning_rate": 1e-4, "validation_prompts": "[]", "caption_dropout": 0, "noise_offset": 0,
+        "lr_schedule": "constant", "lora_rank": 4, "lora_alpha": 4,
+        "lora_targets": json.dumps(LORA_TARGETS),
     }  # fmt: skip
     values = [word for key, value in said.items() for word in ("--set", f"{key}={value}")]
     command = [

@@ -43,7 +43,8 @@ def training(place: Path, steps: int) -> subprocess.Popen[bytes]:
         sys.executable, "-m", "launcher.cli", "submit", "train", "--backend", "local",
         "--npus", "1", "--name", "measured", "--wait",
     ]  # fmt: skip
-    for key, value in {"steps": steps, "log_every": LOG_EVERY, "save_every": steps}.items():
+    said = {"steps": steps, "log_every": LOG_EVERY, "save_every": steps, "batch_size": 1}
+    for key, value in said.items():
         command += ["--set", f"{key}={value}"]
     with (place / "training.log").open("wb") as log:
         variables = {**os.environ, "LAUNCHER_THREADS": "1"}

@@ -17,7 +17,7 @@ NODES, NPUS = 2, 2
 SAVE_EVERY = 20
 SPEC = (
     "--model", "tiny", "--data", "tiny", "--save-every", f"{SAVE_EVERY}", "--set", "log_every=1",
-    "--set", "validation_prompts=[]",
+    "--set", "validation_prompts=[]", "--set", "batch_size=1",
 )  # fmt: skip
 TWO = ("submit", "train", "--npus", str(NPUS), "--nodes", str(NODES), *SPEC, "--steps", "100")
 ONE = ("submit", "train", "--npus", "1", *SPEC, "--steps", "500")

@@ -37,7 +37,7 @@ def test_the_readme_asks_for_the_values_that_its_lines_use(nodes: Any) -> None:
 def test_from_zero_to_the_first_run(nodes: Any, first: str) -> None:
     assert re.search(r"^ok +pod +s3://runs/e2e from a pod on node-", first, re.M)
     assert not re.search(r"^fail ", first, re.M)
-    assert re.search(r"step=60/60", first)
+    assert re.search(r"step=160/160", first)
     assert re.search(r"^state +succeeded: its results are committed", first, re.M)
 
 
@@ -49,8 +49,8 @@ def test_what_is_fetched_is_what_the_bucket_holds(nodes: Any, first: str) -> Non
         assert path.read_bytes().startswith(b"\x89PNG")
         assert path.read_bytes() == (fetched / path.name).read_bytes()
     [run] = [path for path in (nodes.home / "results").iterdir() if path.name != "pictures"]
-    assert [*run.glob("checkpoints/step-*60/pytorch_lora_weights.safetensors")]
-    assert re.search(r"^step 60: .* verified$", nodes.launch("ckpt", "verify", run.name), re.M)
+    assert [*run.glob("checkpoints/step-*160/pytorch_lora_weights.safetensors")]
+    assert re.search(r"^step 160: .* verified$", nodes.launch("ckpt", "verify", run.name), re.M)
 
 
 def test_runs_are_listed_and_reported(nodes: Any, first: str) -> None:

@@ -26,10 +26,13 @@ DARK = 80.0
 """What the ground of neon lights is darker than, as a mean of the three channels."""
 NARROW = 5.0
 """Pixels from the middle of a gap between stripes to its edge, at most."""
-GAPS = 0.14
-"""Part of a hatched shape, at least, that is gaps; eyes, mouths and windows are less."""
-HOLLOW = 0.85
-"""Of an outline, at most, is line."""
+GAPS = 0.25
+"""Part of a hatched shape, at least, that is gaps: of a drawing 0.37 and more; eyes, mouths and
+windows are 0.15 at most."""
+AROUND = (2.0, 6.0)
+"""Pixels from an object's edge where its glow is looked for."""
+GLOW = 0.1
+"""Of an object's own colour, at least, as glow around it: 0.2 in drawings, none in flat ones."""
 LIGHTS = {name: brush.light(colour) for name, colour in scenes.COLOURS.items()}
 """What the colours look like as light."""
 
@@ -69,17 +72,37 @@ def look(picture: NDArray[np.uint8]) -> Seen:
 def style_of(pixels: NDArray[np.float32], ground: NDArray[np.float32]) -> brush.Style | None:
     """Tell the style of the largest object, None if there is none.
 
-    Neon is an outline on a dark ground; a hatching is an outline and gaps, on a light one.
+    Neon is a glow around it on a dark ground; a hatching is an outline and gaps, on a light one.
     """
     dark = ground.mean() < DARK
     objects = objects_of(pixels, ground, "neon" if dark else "flat")
     if not objects:
         return None
     if dark:
-        _, line = outlined(pixels, ground, objects[0], "neon")
-        return "neon" if line.sum() < HOLLOW * ndimage.binary_fill_holes(line).sum() else "flat"
-    whole = closed(objects[0])
-    return "hatched" if (whole & ~objects[0]).sum() > GAPS * whole.sum() else "flat"
+        return "neon" if glow(pixels, ground, objects[0]) > GLOW else "flat"
+    return "hatched" if gaps(pixels, ground, objects[0]) > GAPS else "flat"
+
+
+def gaps(
+    pixels: NDArray[np.float32], ground: NDArray[np.float32], mask: NDArray[np.bool_]
+) -> float:
+    """Return what part of an object is nearer to the ground's colour than to its own."""
+    inner = ndimage.binary_erosion(closed(mask), iterations=2)
+    axis = paint_of(pixels, np.linalg.norm(pixels - ground, axis=-1), mask, "hatched") - ground
+    if not inner.any():
+        return 0.0
+    return float(np.mean((pixels[inner] - ground) @ axis < 0.5 * axis @ axis))
+
+
+def glow(
+    pixels: NDArray[np.float32], ground: NDArray[np.float32], mask: NDArray[np.bool_]
+) -> float:
+    """Return how much of an object's colour there is around it, from 0 to 1."""
+    paint, sharp = outlined(pixels, ground, mask, "flat")
+    far = ndimage.distance_transform_edt(~sharp)
+    near = (far > AROUND[0]) & (far <= AROUND[1])
+    axis = paint - ground
+    return float(np.mean((pixels[near] - ground) @ axis) / max(1.0, float(axis @ axis)))
 
 
 def closed(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
