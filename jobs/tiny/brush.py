@@ -77,8 +77,9 @@ def _edge(shapes: Image.Image, width: int) -> Image.Image:
 
 
 def light(colour: Colour) -> Colour:
-    """Return a colour as neon lights have it."""
-    r, g, b = (min(255, 70 + value) for value in colour)
+    """Return a colour as neon lights have it; black is a grey one."""
+    lift = max(70, 150 - max(colour))
+    r, g, b = (min(255, lift + value) for value in colour)
     return r, g, b
 
 

@@ -28,6 +28,8 @@ pytestmark = [pytest.mark.quality, pytest.mark.timeout(7200)]
 COUNT = 150
 NEW_WORD = "zelmik"
 """Means nothing to the encoders before lora-te."""
+FINE = ("--set", "steps=800", "--set", "noise_offset=0")
+"""For stripes, which are finer than a glow and change no ground: five minutes, not one."""
 Train = Callable[..., Path]
 
 
@@ -94,8 +96,9 @@ def holds(painter: Any, base: Seen, style: brush.Style, trigger: str = "") -> Sh
 
 @pytest.mark.parametrize("data", folders.STYLES)
 def test_a_style_is_learned_by_lora(train: Train, painter: Any, base: Seen, data: str) -> None:
-    found = train(data, "--data", data) / layout.LORA_FILE
     style = folders.STYLES[data]
+    more = FINE if style == "hatched" else ()
+    found = train(data, "--data", data, *more) / layout.LORA_FILE
     painter.set_lora(lora.read(found, data), 1.0)
     good = holds(painter, base, style)
     quarter = kohya(lora.read(found, data))
@@ -125,7 +128,8 @@ def test_a_new_word_is_learned_by_lora_te(
     train: Train, painter: Any, base: Seen, tmp_path: Path
 ) -> None:
     folders.write(tmp_path / "set", folders.styled("neon", NEW_WORD))
-    found = train("word", "--method", "lora-te", "--data", str(tmp_path / "set"))
+    words = ("--method", "lora-te", "--data", str(tmp_path / "set"), "--steps", "300")
+    found = train("word", *words)
     painter.set_lora(lora.read(found / layout.LORA_FILE, "word"), 1.0)
     holds(painter, base, "neon", NEW_WORD)
 
