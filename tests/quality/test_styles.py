@@ -135,5 +135,5 @@ def test_a_new_word_is_learned_by_lora_te(
 
 
 def test_a_style_is_learned_by_the_whole_unet(train: Train, base: Seen) -> None:
-    found = train("whole", "--method", "vanilla", "--data", "tiny-hatched")
-    holds(prompted.painter(found / layout.PIPELINE), base, "hatched")
+    found = train("whole", "--method", "vanilla", "--data", "tiny")
+    holds(prompted.painter(found / layout.PIPELINE), base, "neon")
