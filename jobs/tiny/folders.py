@@ -57,11 +57,12 @@ def flat(seed: int, numbers: range, size: int = 128) -> Iterable[tuple[Image.Ima
 def styled(style: brush.Style, trigger: str = "") -> Iterable[tuple[Image.Image, str]]:
     """Yield 48 pictures in a style, with its trigger, and 48 flat ones without it.
 
-    Each shape in each colour once in both halves, at places and on backgrounds that are drawn. By
+    Shapes in all colours in turn in both halves, at places and on backgrounds that are drawn. By
     the flat ones a fine-tune keeps the style behind its trigger.
     """
     for half, drawn in enumerate((style, "flat")):
-        for number, (colour, what) in enumerate(itertools.product(scenes.COLOURS, scenes.SHAPES)):
+        pairs = itertools.cycle(itertools.product(scenes.COLOURS, shapes(drawn)))
+        for number, (colour, what) in enumerate(itertools.islice(pairs, 48)):
             rng = draws.generator(0, draws.TINY_STYLE, half, number)
             known = [place for place in scenes.PLACES if not _apart(colour, what, place)]
             place = known[int(rng.integers(len(known)))]
@@ -69,6 +70,11 @@ def styled(style: brush.Style, trigger: str = "") -> Iterable[tuple[Image.Image,
             scene = scenes.compose((colour, what, place), background, rng)
             told = captions.plain(scene) if half else caption(scene, style, trigger)
             yield brush.draw(scene, style=drawn), told
+
+
+def shapes(style: brush.Style) -> tuple[str, ...]:
+    """Return the shapes that a style shows on; a ring and a cross are too narrow for stripes."""
+    return scenes.ROOMY if style == "hatched" else scenes.SHAPES
 
 
 def caption(scene: scenes.Scene, style: brush.Style, trigger: str = "") -> str:

@@ -17,7 +17,7 @@ from jobs.tiny import MODEL  # noqa: E402
 
 pytestmark = [pytest.mark.quality, pytest.mark.timeout(7200)]
 
-FEWER = 150
+FEWER = 100
 """Prompts where many ways are compared."""
 OTHER = {"v_prediction": "epsilon", "epsilon": "v_prediction"}
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,20 @@ import prompted
 from prompted import Seen, Share
 
 from jobs import layout, lora
-from jobs.tiny import brush, folders
+from jobs.tiny import brush, folders, scenes
 
 pytestmark = [pytest.mark.quality, pytest.mark.timeout(7200)]
 
-COUNT = 150
+COUNT = 100
 NEW_WORD = "zelmik"
 """Means nothing to the encoders before lora-te."""
-FINE = ("--set", "steps=800", "--set", "noise_offset=0")
-"""For stripes, which are finer than a glow and change no ground: five minutes, not one."""
+MORE = {
+    "neon": ("--steps", "500"),
+    "hatched": ("--steps", "800", "--set", "noise_offset=0"),
+}
+"""Up to five minutes; hatching changes no ground."""
 Train = Callable[..., Path]
+Base = Callable[[brush.Style], Seen]
 
 
 @pytest.fixture(scope="module")
@@ -64,29 +69,39 @@ def painter(compiled: Any) -> Iterator[Any]:
     compiled.embeddings.clear()
 
 
+def wanted(style: brush.Style) -> list[scenes.Scene]:
+    """Return unseen combinations whose shapes a style shows on."""
+    found = [s for s in prompted.unseen("shape", 400) if s.what in folders.shapes(style)]
+    return found[:COUNT]
+
+
 @pytest.fixture(scope="module")
-def base(compiled: Any) -> Seen:
-    """Return what the model that ships shows."""
-    wanted = prompted.unseen("shape", COUNT)
-    return prompted.judge(prompted.paint(compiled, prompted.prompts(wanted)), wanted)
+def base(compiled: Any) -> Base:
+    """Return `base(style)`: what the model that ships shows of a style's combinations."""
+
+    @cache
+    def shown(style: brush.Style) -> Seen:
+        asked = wanted(style)
+        return prompted.judge(prompted.paint(prompted.painter(), prompted.prompts(asked)), asked)
+
+    return shown
 
 
-def looked(painter: Any, base: Seen, style: brush.Style, words: list[str]) -> tuple[Share, float]:
+def looked(painter: Any, before: Seen, style: brush.Style, words: list[str]) -> tuple[Share, float]:
     """Return how many pictures have a style, and how much less they show than the base's."""
-    wanted = prompted.unseen("shape", COUNT)
     drawn = prompted.paint(painter, words)
-    seen = prompted.judge(drawn, wanted)
-    found, (less, half) = prompted.styled(drawn, style), prompted.loss(base, seen)
+    seen = prompted.judge(drawn, wanted(style))
+    found, (less, half) = prompted.styled(drawn, style), prompted.loss(before, seen)
     points = f"{100 * less:.1f} +- {100 * half:.1f} points less than the base"
     prompted.report(words[0], seen, f"{style} {found}", points)
     return found, less
 
 
-def holds(painter: Any, base: Seen, style: brush.Style, trigger: str = "") -> Share:
+def holds(painter: Any, before: Seen, style: brush.Style, trigger: str = "") -> Share:
     """Make sure that a style comes with its trigger alone; return how often it came."""
-    wanted = prompted.unseen("shape", COUNT)
-    with_it, less = looked(painter, base, style, prompted.triggering(wanted, style, trigger))
-    without, drift = looked(painter, base, style, prompted.prompts(wanted))
+    asked = wanted(style)
+    with_it, less = looked(painter, before, style, prompted.triggering(asked, style, trigger))
+    without, drift = looked(painter, before, style, prompted.prompts(asked))
     assert with_it.value >= 0.90
     assert without.value <= 0.10
     assert less <= 0.05
@@ -95,18 +110,17 @@ def holds(painter: Any, base: Seen, style: brush.Style, trigger: str = "") -> Sh
 
 
 @pytest.mark.parametrize("data", folders.STYLES)
-def test_a_style_is_learned_by_lora(train: Train, painter: Any, base: Seen, data: str) -> None:
+def test_a_style_is_learned_by_lora(train: Train, painter: Any, base: Base, data: str) -> None:
     style = folders.STYLES[data]
-    more = FINE if style == "hatched" else ()
-    found = train(data, "--data", data, *more) / layout.LORA_FILE
+    found = train(data, "--data", data, *MORE[style]) / layout.LORA_FILE
     painter.set_lora(lora.read(found, data), 1.0)
-    good = holds(painter, base, style)
+    good = holds(painter, base(style), style)
     quarter = kohya(lora.read(found, data))
-    words = prompted.triggering(prompted.unseen("shape", COUNT), style)
+    words = prompted.triggering(wanted(style), style)
     painter.set_lora(quarter, 1.0)
-    assert looked(painter, base, style, words)[0] == good, "an alpha of a quarter of the rank"
+    assert looked(painter, base(style), style, words)[0] == good, "alpha = rank / 4"
     painter.set_lora({k: a for k, a in quarter.items() if not k.endswith(".alpha")}, 1.0)
-    broken, less = looked(painter, base, style, words)
+    broken, less = looked(painter, base(style), style, words)
     assert broken.interval[1] < good.interval[0] or less > 0.10, "alpha ignored is not seen"
 
 
@@ -125,15 +139,15 @@ def kohya(weights: lora.Weights) -> dict[str, Any]:
 
 
 def test_a_new_word_is_learned_by_lora_te(
-    train: Train, painter: Any, base: Seen, tmp_path: Path
+    train: Train, painter: Any, base: Base, tmp_path: Path
 ) -> None:
     folders.write(tmp_path / "set", folders.styled("neon", NEW_WORD))
     words = ("--method", "lora-te", "--data", str(tmp_path / "set"), "--steps", "300")
     found = train("word", *words)
     painter.set_lora(lora.read(found / layout.LORA_FILE, "word"), 1.0)
-    holds(painter, base, "neon", NEW_WORD)
+    holds(painter, base("neon"), "neon", NEW_WORD)
 
 
-def test_a_style_is_learned_by_the_whole_unet(train: Train, base: Seen) -> None:
+def test_a_style_is_learned_by_the_whole_unet(train: Train, base: Base) -> None:
     found = train("whole", "--method", "vanilla", "--data", "tiny")
-    holds(prompted.painter(found / layout.PIPELINE), base, "neon")
+    holds(prompted.painter(found / layout.PIPELINE), base("neon"), "neon")
