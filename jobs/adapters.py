@@ -121,7 +121,8 @@ def _update(
     rank = down[0] if down else 0
     # A convolution of 1 x 1 and a linear module hold the same numbers.
     rows, columns = weight[0], math.prod(weight[1:])
-    if math.prod(down) != rank * columns or down[1:2] != weight[1:2] or not rank:
+    same = down[1:] == weight[1:] or math.prod(weight[2:]) == 1 == math.prod(down[2:])
+    if math.prod(down) != rank * columns or down[1:2] != weight[1:2] or not rank or not same:
         raise BadSpec(_misfit(what, roles["down"], down, module, weight))
     if up[:2] != (rows, rank) or math.prod(up) != rows * rank:
         raise BadSpec(_misfit(what, roles["up"], up, module, weight))

@@ -22,17 +22,18 @@ DISTINCT = 45.0
 """How far a pixel's colour has to be from the background's to belong to an object."""
 LEAST = 40
 """Pixels of the smallest object."""
-DARK = 80.0
-"""What the ground of neon lights is darker than, as a mean of the three channels."""
 NARROW = 5.0
 """Pixels from the middle of a gap between stripes to its edge, at most."""
-GAPS = 0.25
-"""Part of a hatched shape, at least, that is gaps: of a drawing 0.37 and more; eyes, mouths and
-windows are 0.15 at most."""
+CLEAR = 0.4
+"""Of an object's colour, at most, in a gap; a striped fill has half of it there."""
+DEEP = 5.0
+"""Pixels from an object's edge; an outline does not go as far."""
+GAPS = 0.2
+"""Part of what is deep inside a hatched shape that is gaps, at least, and that is lines."""
 AROUND = (2.0, 6.0)
 """Pixels from an object's edge where its glow is looked for."""
-GLOW = 0.1
-"""Of an object's own colour, at least, as glow around it: 0.2 in drawings, none in flat ones."""
+GLOW = 0.09
+"""Of an object's own colour, at least, as glow around it: half of the least in drawings."""
 LIGHTS = {name: brush.light(colour) for name, colour in scenes.COLOURS.items()}
 """What the colours look like as light."""
 
@@ -72,26 +73,46 @@ def look(picture: NDArray[np.uint8]) -> Seen:
 def style_of(pixels: NDArray[np.float32], ground: NDArray[np.float32]) -> brush.Style | None:
     """Tell the style of the largest object, None if there is none.
 
-    Neon is a glow around it on a dark ground; a hatching is an outline and gaps, on a light one.
+    Neon is a glow on the night's ground, and a tone of its own; a hatching is several gaps.
     """
-    dark = ground.mean() < DARK
-    objects = objects_of(pixels, ground, "neon" if dark else "flat")
+    night = ground_of_night(ground)
+    objects = objects_of(pixels, ground, "neon" if night else "flat")
     if not objects:
         return None
-    if dark:
-        return "neon" if glow(pixels, ground, objects[0]) > GLOW else "flat"
-    return "hatched" if gaps(pixels, ground, objects[0]) > GAPS else "flat"
+    if night:
+        lit = glow(pixels, ground, objects[0]) > GLOW and shines(pixels, ground, objects[0])
+        return "neon" if lit else "flat"
+    return "hatched" if hatched(pixels, ground, objects[0]) else "flat"
 
 
-def gaps(
+def ground_of_night(ground: NDArray[np.float32]) -> bool:
+    """Say whether a ground is the one of neon lights, and no other."""
+    others = min(apart(ground, known) for known in scenes.GROUNDS.values())
+    return apart(ground, brush.NIGHT) < others
+
+
+def shines(
     pixels: NDArray[np.float32], ground: NDArray[np.float32], mask: NDArray[np.bool_]
-) -> float:
-    """Return what part of an object is nearer to the ground's colour than to its own."""
-    inner = ndimage.binary_erosion(closed(mask), iterations=2)
+) -> bool:
+    """Say whether an object's colour is nearer to a light than to the flat colour of its name."""
+    paint, _ = outlined(pixels, ground, mask, "neon")
+    name = nearest(paint, LIGHTS)
+    return apart(paint, LIGHTS[name]) < apart(paint, scenes.COLOURS[name])
+
+
+def apart(colour: NDArray[np.float32], known: scenes.Colour) -> float:
+    """Return the distance of two colours."""
+    return float(np.linalg.norm(colour - np.asarray(known, np.float32)))
+
+
+def hatched(
+    pixels: NDArray[np.float32], ground: NDArray[np.float32], mask: NDArray[np.bool_]
+) -> bool:
+    """Say whether there are both lines and gaps deep inside of an object."""
+    inner = ndimage.distance_transform_edt(closed(mask)) > DEEP
     axis = paint_of(pixels, np.linalg.norm(pixels - ground, axis=-1), mask, "hatched") - ground
-    if not inner.any():
-        return 0.0
-    return float(np.mean((pixels[inner] - ground) @ axis < 0.5 * axis @ axis))
+    gaps = (pixels[inner] - ground) @ axis < CLEAR * float(axis @ axis)
+    return bool(gaps.size and GAPS < gaps.mean() < 1.0 - GAPS)
 
 
 def glow(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from looking import look
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 from jobs import draws
-from jobs.tiny import brush, scenes
+from jobs.tiny import brush, folders, scenes
 
 pytestmark = pytest.mark.quality
 
@@ -40,14 +42,37 @@ def test_drawings_set_apart_are_read(kind: str) -> None:
 @pytest.mark.parametrize("style", ["hatched", "neon"])
 def test_styles_are_told_and_what_is_drawn_in_them_is_read(style: brush.Style) -> None:
     right = {"style": 0, "colour": 0, "what": 0, "place": 0, "count": 0}
-    for number in range(COUNT):
-        scene = held_out("shape", number)
+    every = (held_out("shape", number) for number in itertools.count())
+    shown = (scene for scene in every if scene.what in folders.shapes(style))
+    for scene in itertools.islice(shown, COUNT):
         seen = look(np.asarray(brush.draw(scene, 128, style)))
         told = {"style": style, "colour": scene.colour, "what": scene.what, "place": scene.place}
         for name, value in (told | {"count": 1}).items():
             right[name] += getattr(seen, name) == value
     print(style, right)
     assert min(right.values()) >= 0.99 * COUNT, right
+
+
+@pytest.mark.parametrize("size", scenes.SIZES)
+@pytest.mark.parametrize("fill", ["outlined", "striped"])
+def test_what_the_base_paints_itself_is_no_hatching(fill: str, size: str) -> None:
+    rng = draws.generator(5, 201, 0)
+    pairs = itertools.product(scenes.COLOURS, scenes.ROOMY, scenes.BACKGROUNDS)
+    found = [
+        scenes.compose((colour, what, "left"), ground, rng, size=size, fill=fill)
+        for colour, what, ground in pairs
+    ]
+    wrong = sum(look(np.asarray(brush.draw(scene))).style != "flat" for scene in found)
+    assert wrong <= 0.02 * len(found)
+
+
+@pytest.mark.parametrize("blur", [0, 2, 3, 4])
+def test_a_blur_in_the_dark_is_no_neon(blur: int) -> None:
+    rng = draws.generator(5, 202, 0)
+    for colour, what in itertools.product(scenes.COLOURS, scenes.SHAPES):
+        scene = scenes.compose((colour, what, "left"), "dark blue", rng)
+        picture = brush.draw(scene).filter(ImageFilter.GaussianBlur(blur))
+        assert look(np.asarray(picture)).style != "neon", (colour, what)
 
 
 def filled(colour: scenes.Colour, ground: scenes.Colour) -> Image.Image:
