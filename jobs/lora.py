@@ -101,7 +101,7 @@ class LoraConv(LoraDense):
 def inject(
     cell: nn.Cell, prefix: str, targets: Iterable[str], shape: Shape
 ) -> dict[str, Parameter]:
-    """Replace the target Dense modules of `cell` by `LoraDense`; return the new parameters.
+    """Replace target modules of `cell` by `LoraDense` and `LoraConv`; return the new parameters.
 
     Everything else in `cell` is frozen. The names are `<prefix>.<module>.lora_A.weight` and
     `lora_B.weight`, in order of module.

@@ -101,6 +101,7 @@ def test_alpha_is_a_key_or_stands_in_the_metadata() -> None:
 
 
 Q = f"unet.{DOWN}.to_q"
+CONV = "unet.down_blocks.0.resnets.0.conv1"
 
 
 @pytest.mark.parametrize(
@@ -115,6 +116,8 @@ Q = f"unet.{DOWN}.to_q"
          f"x: {Q}.lora_B.weight [640, 8] does not fit"),
         ({f"{Q}.lora_A.weight": (0, 640), f"{Q}.lora_B.weight": (640, 0)},
          f"x: {Q}.lora_A.weight [0, 640] does not fit"),
+        ({f"{CONV}.lora_A.weight": (4, 320, 9, 1), f"{CONV}.lora_B.weight": (320, 4, 1, 1)},
+         f"x: {CONV}.lora_A.weight [4, 320, 9, 1] does not fit"),
         ({f"{Q}.lora_A.weight": (4, 640)}, f"x: {Q}.lora_A.weight: the up matrix"),
         ({f"{Q}.lora_B.weight": (640, 4)}, f"x: {Q}.lora_B.weight: the down matrix"),
         (pair("unet.mid_block.a.lora_A.weight", "unet.mid_block.a.lora_B.weight", (6, 6)),

@@ -162,9 +162,16 @@ def test_the_pictures_of_the_readme_are_painted_again(here: Here) -> None:
     here.run(*paint, "--only", "4", "--name", "before")
     here.run(*paint, "--only", "4", "--name", "after", "--lora", "style")
     shown = Image.open(root / "tests" / "readme" / "before-after.png").convert("RGB")
+    draw = (sys.executable, str(root / "tests" / "readme" / "draw.py"), "grid", "two.png")
+    runs = ("before", "after")
+    subprocess.run([*draw, *runs, "--lines", "4"], cwd=here.folder, check=True)
+    bad = subprocess.run([*draw, "before", "base"], cwd=here.folder, capture_output=True, text=True)
+    assert bad.returncode == 2
+    assert "others than runs/before has" in bad.stderr
+    two = Image.open(here.folder / "two.png")
     cells = []
-    for row, run in enumerate(("before", "after")):
-        made = np.asarray(Image.open(here.runs / run / "images" / "00004-00.png"), np.int16)
+    for row, run in enumerate(runs):
+        made = np.asarray(cell(two, row, 0), np.int16)
         cells.append(np.asarray(cell(shown, row, 1), np.int16))
         assert (np.abs(made - cells[row]) > 32).mean() < 0.02, run
     assert (np.abs(cells[0] - cells[1]) > 32).mean() > 0.2, "the two look alike"

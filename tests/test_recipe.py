@@ -114,6 +114,21 @@ def test_a_folder_of_another_recipe_is_refused(
     assert "holds no checkpoint to ship" in caplog.text
 
 
+def test_a_bad_seed_and_a_broken_recipe_are_refused_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for seed in ("-1", str(2**63)):
+        monkeypatch.setattr(sys, "argv", ["recipe", str(tmp_path), "--seed", seed])
+        with pytest.raises(SystemExit, match="2"):
+            recipe.main()
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "recipe.json").write_text("{")
+    monkeypatch.setattr(sys, "argv", ["recipe", str(tmp_path)])
+    assert recipe.main() == 78
+    assert "is no recipe; take a new folder" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.json"]
+
+
 def test_tokenizers_are_clips(tmp_path: Path) -> None:
     from transformers import CLIPTokenizer
 

@@ -23,11 +23,25 @@ GAP = 4
 """Pixels between pictures, white."""
 
 
-def painted(run: Path, lines: range) -> list[Image.Image]:
-    """Return the pictures of a run whose prompts stand in these lines, in their order."""
-    rows = [json.loads(row) for row in (run / "manifest.jsonl").open(encoding="utf-8")]
-    wanted = sorted((row for row in rows if row["line"] in lines), key=lambda row: row["line"])
-    return [Image.open(run / row["file"]).convert("RGB") for row in wanted]
+def painted(runs: Sequence[Path], lines: range) -> list[list[Image.Image]]:
+    """Return the pictures of each run whose prompts stand in these lines, in their order.
+
+    Raises:
+        ValueError: a run has no pictures there, others than the first, or ones of another size.
+    """
+    found: list[dict[tuple[int, int], Image.Image]] = []
+    for run in runs:
+        manifest = run / "manifest.jsonl"
+        if not manifest.is_file():
+            raise ValueError(f"{run}: no pictures there; wait for the run, or see launcher list")
+        rows = [json.loads(row) for row in manifest.open(encoding="utf-8")]
+        rows.sort(key=lambda row: (row["line"], row["image"]))
+        wanted = {(row["line"], row["image"]): row["file"] for row in rows if row["line"] in lines}
+        found.append({k: Image.open(run / name).convert("RGB") for k, name in wanted.items()})
+        sizes = {picture.size for one in found for picture in one.values()}
+        if not wanted or wanted.keys() != found[0].keys() or len(sizes) > 1:
+            raise ValueError(f"{run}: no pictures of these lines, or others than {runs[0]} has")
+    return [list(one.values()) for one in found]
 
 
 def grid(rows: Sequence[Sequence[Image.Image]], columns: int) -> Image.Image:
@@ -78,11 +92,17 @@ def main() -> None:
     of_loss.add_argument("report", type=Path)
     given = parser.parse_args()
     if given.verb == "curve":
+        if not (given.report / "index.html").is_file():
+            parser.error(f"{given.report}: no page there; launcher report RUN writes one")
         curve(given.report / "index.html", given.out)
         return
-    first, last = map(int, given.lines.split("-"))
-    rows = [painted(Path("runs") / run, range(first, last + 1)) for run in given.runs]
-    grid(rows, given.columns).save(given.out, optimize=True)
+    first, _, last = given.lines.partition("-")
+    try:
+        lines = range(int(first), int(last or first) + 1)
+        rows = painted([Path("runs") / run for run in given.runs], lines)
+        grid(rows, max(1, given.columns)).save(given.out, format="png", optimize=True)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -121,6 +121,8 @@ def main() -> int:
     parser.add_argument("--parts-only", action="store_true", help="stop before the UNet")
     parser.add_argument("--ship", action="store_true", help="write FOLDER/model, train nothing")
     given = parser.parse_args()
+    if not 0 <= given.seed < 2**63:
+        parser.error("--seed: from 0 to 2^63 - 1")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     folder = given.folder.resolve()
     try:
@@ -143,7 +145,10 @@ def made(folder: Path, given: argparse.Namespace) -> int:
     path, wanted = folder / "recipe.json", settings(given.seed)
     if not path.exists():
         write_json(path, wanted)
-    before = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        before = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise BadSpec(f"{path}: is no recipe; take a new folder") from error
     if changed := sorted(key for key in wanted if before.get(key) != wanted[key]):
         raise BadSpec(f"{folder}: was begun with other {', '.join(changed)}; take a new folder")
     if not (folder / "pictures").is_dir():
