@@ -193,8 +193,12 @@ def merge(
         what: what messages call the LoRA.
 
     Raises:
-        BadSpec: the LoRA has a module that the model lacks, or of another size; nothing is changed.
+        BadSpec: the LoRA has a module that the model lacks, or of another size, or numbers that are
+            not finite; nothing is changed.
     """
+    for name, array in weights.items():
+        if not np.isfinite(np.asarray(array, np.float32)).all():
+            raise BadSpec(f"{what}: {name} holds numbers that are not finite")
     parameters = modules(cells)
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     keys = {name: array.shape for name, array in weights.items()}

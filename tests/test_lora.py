@@ -142,6 +142,24 @@ def test_what_does_not_fit_changes_nothing(
     assert all(np.array_equal(after[name], value) for name, value in before.items())
 
 
+def test_numbers_that_are_not_finite_change_nothing(
+    cells: dict[str, Any], pairs: dict[str, Any]
+) -> None:
+    before = weights(cells)
+    for end, value in (
+        (".lora_up.weight", np.nan),
+        (".lora_down.weight", np.inf),
+        (".alpha", np.nan),
+    ):
+        rows = kohya(pairs)
+        last = max(key for key in rows if key.endswith(end))
+        rows[last] = np.full_like(rows[last], value)
+        with pytest.raises(BadSpec, match=f"lora bad: {last} holds numbers that are not finite"):
+            lora.merge(cells, rows, 1.0, "lora bad")
+    after = weights(cells)
+    assert all(np.array_equal(after[name], value) for name, value in before.items())
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize("naming", [diffusers, kohya])
 def test_mindones_pipeline_paints_the_same_with_the_file(
