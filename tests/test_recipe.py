@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file  # noqa: E402
 from jobs import pipelines  # noqa: E402
 from jobs.compat import eager  # noqa: E402
 from jobs.environment import Environment  # noqa: E402
-from jobs.tiny import MODEL, scenes  # noqa: E402
+from jobs.tiny import MODEL, brush, captions, scenes  # noqa: E402
 from jobs.tiny.recipe import __main__ as recipe  # noqa: E402
 from jobs.tiny.recipe import autoencoder, fitting, language, pipeline, weights  # noqa: E402
 from jobs.tiny.recipe.fitting import Plan, fit  # noqa: E402
@@ -108,10 +108,24 @@ def test_a_folder_of_another_recipe_is_refused(
     (tmp_path / "recipe.json").write_text('{"seed": 1}')
     monkeypatch.setattr(sys, "argv", ["recipe", str(tmp_path), "--parts-only"])
     assert recipe.main() == 78
-    assert "was begun with other encoders, phases" in caplog.text
+    assert "was begun with other drawings, encoders, phases" in caplog.text
     monkeypatch.setattr(sys, "argv", ["recipe", str(tmp_path), "--ship"])
     assert recipe.main() == 78
     assert "holds no checkpoint to ship" in caplog.text
+
+
+def test_a_recipe_is_another_one_where_something_is_drawn_or_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = {recipe.drawings()}
+    with monkeypatch.context() as patched:
+        patched.setattr(brush, "HALO", brush.HALO + 1)
+        found.add(recipe.drawings())
+    with monkeypatch.context() as patched:
+        patched.setattr(captions, "LEADS", captions.LEADS[:1])
+        found.add(recipe.drawings())
+    assert len(found) == 3
+    assert recipe.drawings() in found
 
 
 def test_a_bad_seed_and_a_broken_recipe_are_refused_before_anything_is_made(

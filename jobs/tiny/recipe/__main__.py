@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import logging
 import os
@@ -36,8 +37,9 @@ CORES = 2
 RUN, WORKERS = "tiny-sdxl", 2
 TRAINING: dict[str, Any] = {
     "method": "vanilla", "precision": "fp32", "resolution": SIDE, "batch_size": 16,
-    "steps": 5_000, "learning_rate": 1e-3, "lr_schedule": "cosine", "warmup_steps": 300,
-    "weight_decay": 1e-3, "adam_beta2": 0.99, "ema_decay": 0.999, "caption_dropout": 0.1,
+    "steps": 9_700, "learning_rate": 1e-3, "lr_schedule": "cosine-restarts", "lr_cycles": 2,
+    "warmup_steps": 300, "weight_decay": 1e-3, "adam_beta2": 0.99, "ema_decay": 0.999,
+    "caption_dropout": 0.1,
     "save_every": 250, "keep_last": 3, "keep_every": 1000, "log_every": 50,
 }  # fmt: skip
 """What the UNet is trained with, by each of WORKERS; keys of TrainSpec. In JSON, which is YAML."""
@@ -51,11 +53,18 @@ def settings(seed: int) -> dict[str, Any]:
     found = {
         "seed": seed, "pictures": PICTURES, "training": TRAINING, "workers": WORKERS,
         "text": TEXT, "unet": UNET, "vae": VAE, "phases": phases, "pull": autoencoder.PULL,
-        "encoders": dataclasses.asdict(language.PLAN),
+        "encoders": dataclasses.asdict(language.PLAN), "drawings": drawings(),
         "versions": versions.of(["mindone", "mindspore", "pillow", "tokenizers"]),
     }  # fmt: skip
     plain: dict[str, Any] = json.loads(json.dumps(found))
     return plain
+
+
+def drawings() -> str:
+    """Return a digest of some of what is drawn, in all styles, and of what is said of it."""
+    texts = (text for _, text in folders.flat(0, range(60), 8))
+    drawn = autoencoder.pixels(0, range(60)).tobytes()
+    return hashlib.sha256(drawn + "\n".join(texts).encode()).hexdigest()
 
 
 def assemble(folder: Path, seed: int) -> None:
