@@ -124,6 +124,17 @@ def test_a_style_is_learned_by_lora(train: Train, painter: Any, base: Base, data
     assert broken.interval[1] < good.interval[0] or less > 0.10, "alpha ignored is not seen"
 
 
+def test_the_main_job_shows_its_style(train: Train, painter: Any, base: Base) -> None:
+    """A third of the steps, as the README's first line trains: the style is there, if not all."""
+    painter.set_lora(lora.read(train("main") / layout.LORA_FILE, "main"), 1.0)
+    asked = wanted("neon")
+    with_it, _ = looked(painter, base("neon"), "neon", prompted.triggering(asked, "neon"))
+    without, drift = looked(painter, base("neon"), "neon", prompted.prompts(asked))
+    assert with_it.value >= 0.80
+    assert without.value <= 0.10
+    assert drift <= 0.05
+
+
 def kohya(weights: lora.Weights) -> dict[str, Any]:
     """Return a LoRA in kohya's naming, with an alpha of a quarter of its rank and 4 x its `up`."""
     found: dict[str, Any] = {}
